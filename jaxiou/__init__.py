@@ -1,0 +1,62 @@
+"""Box overlap for JAX: measures, losses, matrices, matching and suppression.
+
+A measure is written once, as a formula on one pair of boxes, and everything else is
+derived from it: the loss with its gradient, the matrix, the matching that never writes
+the matrix, and suppression.
+
+The contract of every function:
+
+- Boxes are `xyxy` unless the name says otherwise: continuous coordinates in any unit, x
+  to the right, y down, no "+1". An inverted box is empty.
+- Calling a measure is aligned, `(*batch, 4) × (*batch, 4) → (*batch)`; `pairwise` is
+  the matrix, `(*batch, n, 4) × (*batch, m, 4) → (*batch, n, m)`.
+- Nothing is reduced. `where=` masks are exact: a masked row gives value 0 and gradient
+  0 even when it holds NaN.
+- No `eps`: a measure of a box with itself is its maximum at any scale, and every finite
+  input has a finite value and gradient.
+- Arithmetic happens in float32 or the inputs' wider type; measures and losses return
+  the input's floating dtype, integers give float32.
+- Pure functions of static shape, for `jit`, `vmap`, `grad` and sharded arrays. Errors
+  are raised at trace time.
+"""
+
+from importlib.metadata import version as _version
+
+from ._measure import Measure as Measure
+from .anchors import anchor_grid as anchor_grid
+from .anchors import decode as decode
+from .anchors import decode_ltrb as decode_ltrb
+from .anchors import encode as encode
+from .anchors import encode_ltrb as encode_ltrb
+from .boxes import area as area
+from .boxes import check_boxes as check_boxes
+from .boxes import clip as clip
+from .boxes import convert as convert
+from .boxes import is_valid as is_valid
+from .losses import box_loss as box_loss
+from .losses import ciou_loss as ciou_loss
+from .losses import diou_loss as diou_loss
+from .losses import giou_loss as giou_loss
+from .losses import iou_loss as iou_loss
+from .losses import log_iou_loss as log_iou_loss
+from .losses import squared_iou_loss as squared_iou_loss
+from .masks import jaccard_loss as jaccard_loss
+from .matching import Assignment as Assignment
+from .matching import match_anchors as match_anchors
+from .matching import take_targets as take_targets
+from .matrix import BestMatch as BestMatch
+from .matrix import best_match as best_match
+from .matrix import pairwise as pairwise
+from .measures import ciou as ciou
+from .measures import diou as diou
+from .measures import giou as giou
+from .measures import iof as iof
+from .measures import iou as iou
+from .measures import measure as measure
+from .suppression import Kept as Kept
+from .suppression import nms as nms
+
+try:
+    __version__ = _version("jaxiou")
+except ModuleNotFoundError:
+    __version__ = "0"

@@ -1,0 +1,140 @@
+"""Arithmetic with a defined value and gradient at the degenerate point.
+
+A formula built from these needs no `eps`: denominators are guarded by selection, and
+the derivatives are written so that no square of a denominator ever appears (JAX's own
+rule for a / b computes b**2, which is 0 at 1e-20 and infinite at 1e20 in float32).
+All functions are `custom_jvp`: forward mode, reverse mode and higher orders work.
+"""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Plane: TypeAlias = Float[Array, "..."]
+Operands: TypeAlias = tuple[Plane, ...]
+
+
+def smallest(dtype: jnp.dtype) -> float:
+    """Below this a denominator counts as zero: 1e-31 in float32.
+
+    Above it, a product that went into the denominator still has all its digits, and
+    the reciprocal times a cotangent of ordinary size does not overflow.
+    """
+    info = jnp.finfo(dtype)
+    return float(info.tiny) / float(info.eps)
+
+
+def largest(dtype: jnp.dtype) -> float:
+    """Coordinates saturate here: 2e18 in float32, so that squared sides stay finite."""
+    return float(jnp.finfo(dtype).max) ** 0.5 / 8
+
+
+def saturate(x: Plane, limit: float) -> Plane:
+    """Clips to ±limit. NaN passes through."""
+    return jnp.clip(x, -limit, limit)
+
+
+def nonnegative(x: Plane) -> Plane:
+    """max(x, 0) with derivative 1 at zero, so that an empty box can grow.
+
+    `jnp.maximum(x, 0)` would hand back half of the one-sided derivative.
+    """
+    return jnp.where(x < 0, 0, x)
+
+
+@jax.custom_jvp
+def divide(numerator: Plane, denominator: Plane) -> Plane:
+    """numerator / denominator, and 0 with zero gradient where the latter is zero."""
+    empty = denominator <= smallest(denominator.dtype)
+    return jnp.where(empty, 0, numerator / jnp.where(empty, 1, denominator))
+
+
+@divide.defjvp
+def _divide_jvp(primals: Operands, tangents: Operands) -> tuple[Plane, Plane]:
+    return _quotient_rule(divide, primals, tangents)
+
+
+@jax.custom_jvp
+def fraction(part: Plane, whole: Plane) -> Plane:
+    """`divide` for 0 <= part <= whole: the value never leaves [0, 1].
+
+    Mathematically the clip does nothing; numerically an approximate division or a
+    fused multiply-add can exceed the range by an ulp. The derivative ignores it.
+    """
+    # NaN over an empty whole is no 0/0: it goes through.
+    return jnp.where(jnp.isnan(part), part, jnp.clip(divide(part, whole), 0, 1))
+
+
+@fraction.defjvp
+def _fraction_jvp(primals: Operands, tangents: Operands) -> tuple[Plane, Plane]:
+    return _quotient_rule(fraction, primals, tangents)
+
+
+def _quotient_rule(
+    function: Callable[[Plane, Plane], Plane], primals: Operands, tangents: Operands
+) -> tuple[Plane, Plane]:
+    """d(n/d) = (dn - (n/d) dd) / d, which never squares d."""
+    numerator, denominator = primals
+    quotient = function(numerator, denominator)
+    change = tangents[0] - quotient * tangents[1]
+    # `divide` again: guarded alike, and differentiable again.
+    return quotient, divide(change, denominator)
+
+
+@jax.custom_jvp
+def overlap(a1: Plane, a2: Plane, b1: Plane, b2: Plane) -> Plane:
+    """Length of the intersection of the intervals [a1, a2] and [b1, b2].
+
+    Inverted intervals are empty. Derivatives: one half at ties between edges of the
+    two intervals (touching included); the full one-sided derivative for an interval of
+    zero length inside the other one, so that it can grow.
+    """
+    return jnp.maximum(jnp.minimum(a2, b2) - jnp.maximum(a1, b1), 0)
+
+
+@overlap.defjvp
+def _overlap_jvp(primals: Operands, tangents: Operands) -> tuple[Plane, Plane]:
+    a1, a2, b1, b2 = primals
+    da1, da2, db1, db2 = tangents
+    length = jnp.minimum(a2, b2) - jnp.maximum(a1, b1)
+    degenerate = (a1 == a2) | (b1 == b2)
+    at_zero = jnp.where(degenerate, 1.0, 0.5)
+    open_ = jnp.where(length > 0, 1.0, jnp.where(length == 0, at_zero, 0.0))
+    end = _share(b2, a2)
+    start = _share(a1, b1)
+    change = end * da2 + (1 - end) * db2 - start * da1 - (1 - start) * db1
+    return overlap(a1, a2, b1, b2), open_.astype(length.dtype) * change
+
+
+def _share(x: Plane, y: Plane) -> Plane:
+    """1 where x is the larger, 0 where y is, one half at a tie."""
+    share = jnp.where(x > y, 1.0, jnp.where(x == y, 0.5, 0.0))
+    return share.astype(jnp.result_type(x, y))
+
+
+def hull(a1: Plane, a2: Plane, b1: Plane, b2: Plane) -> Plane:
+    """Length of the smallest interval that holds all four end points."""
+    # Ordering by selection leaves the one-sided derivative of zero-length intervals.
+    a_low, a_high = jnp.where(a2 < a1, a2, a1), jnp.where(a2 < a1, a1, a2)
+    b_low, b_high = jnp.where(b2 < b1, b2, b1), jnp.where(b2 < b1, b1, b2)
+    return jnp.maximum(a_high, b_high) - jnp.minimum(a_low, b_low)
+
+
+@jax.custom_jvp
+def angle(y: Plane, x: Plane) -> Plane:
+    """arctan(y / x) for y, x >= 0; at the origin 0 with zero gradient."""
+    return jnp.arctan2(y, x)
+
+
+@angle.defjvp
+def _angle_jvp(primals: Operands, tangents: Operands) -> tuple[Plane, Plane]:
+    (y, x), (dy, dx) = primals, tangents
+    # (x dy - y dx) / (x² + y²), each side scaled first: the squares of sides that
+    # differ by 1e30 would lose the smaller one or overflow.
+    size = jnp.maximum(x, y)
+    u, v = divide(x, size), divide(y, size)
+    change = divide(u * dy - v * dx, size)
+    return angle(y, x), divide(change, u * u + v * v)

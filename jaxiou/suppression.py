@@ -1,0 +1,236 @@
+"""Fixed-size non-maximum suppression with any measure."""
+
+__all__ = ["Kept", "nms"]
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from . import _checks, _measure
+from ._measure import Measure, Planes
+from .measures import iou
+
+# Boxes decided at once, and kept boxes compared with them at once.
+_BLOCK = 128
+_CHUNK = 128
+
+
+class Kept(NamedTuple):
+    """The boxes that survive, in order of falling score.
+
+    Attributes:
+        indices: `(*batch, max_outputs)` int32 into the boxes; -1 in empty slots.
+        valid: `(*batch, max_outputs)`, False in empty slots.
+    """
+
+    indices: Int[Array, "*batch k"]
+    valid: Bool[Array, "*batch k"]
+
+
+def nms(
+    boxes: _checks.Boxes,
+    scores: _checks.ArrayLike,
+    *,
+    threshold: float,
+    max_outputs: int,
+    score_threshold: float | None = None,
+    labels: _checks.ArrayLike | None = None,
+    where: _checks.Mask | None = None,
+    measure: Measure = iou,
+) -> Kept:
+    """Greedy non-maximum suppression.
+
+    Walks the boxes by falling score, lower index first at equal scores, and keeps a box
+    unless its measure with a kept one is above `threshold`. Equal to that loop on every
+    input, in memory O(n + max_outputs), and it stops once `max_outputs` are kept.
+
+    Args:
+        boxes: `(*batch, n, 4)`, or as many coordinates as the measure takes.
+        scores: `(*batch, n)`.
+        threshold: a box is suppressed where the measure is strictly above it.
+        max_outputs: slots in the result; may exceed n.
+        score_threshold: only boxes with a score strictly above it take part.
+        labels: `(*batch, n)` integers; boxes suppress only their own label. Compared as
+            ids: no coordinate offsets, so any label and coordinate is right.
+        where: `(*batch, n)`, False for padding.
+        measure: any measure; the kept box is its first argument.
+
+    Returns:
+        `Kept(indices, valid)`.
+
+    At the edge:
+        n may be 0. A box with a NaN coordinate neither suppresses nor is suppressed; a
+        NaN score never takes part. Not differentiable: gather with the indices.
+
+    Raises:
+        ValueError: on shapes that do not fit each other, or a negative `max_outputs`.
+        TypeError: on a `measure` that is not one, masks that are not boolean, labels
+            that are not integers.
+
+    Example:
+        >>> import jaxiou
+        >>> boxes = [[0.0, 0.0, 4.0, 2.0], [0.0, 0.0, 4.0, 3.0], [5.0, 1.0, 9.0, 4.0]]
+        >>> kept = jaxiou.nms(boxes, [0.6, 0.9, 0.3], threshold=0.5, max_outputs=3)
+        >>> print(kept.indices, kept.valid)
+        [ 1  2 -1] [ True  True False]
+
+    Reference:
+        The greedy rule of P. Felzenszwalb et al., "Object Detection with
+        Discriminatively Trained Part-Based Models", 2010, with torchvision's `nms`
+        conventions; `labels` is its `batched_nms`.
+    """
+    measure = _measure.as_measure("nms", measure)
+    array = _checks.as_boxes(
+        "nms", "boxes", boxes, coordinates=measure.coordinates, rank=2
+    )
+    shape = array.shape[:-1]
+    if max_outputs < 0:
+        raise ValueError(
+            f"jaxiou.nms: `max_outputs` is {max_outputs}, wanted a static number of "
+            "slots >= 0."
+        )
+    score = _per_box("scores", _checks.as_real("nms", "scores", scores), shape)
+    score = score.astype(_checks.arithmetic_dtype(score))
+    takes_part = ~jnp.isnan(score)
+    if where is not None:
+        takes_part &= _checks.as_mask("nms", "where", where, shape)
+    if score_threshold is not None:
+        takes_part &= score > score_threshold
+    label = jnp.zeros(shape, jnp.int32)
+    if labels is not None:
+        label = _per_box("labels", _checks.as_real("nms", "labels", labels), shape)
+        if not jnp.issubdtype(label.dtype, jnp.integer):
+            raise TypeError(
+                f"jaxiou.nms: `labels` has dtype {label.dtype}, wanted integer ids; "
+                "convert with `labels.astype(int)`."
+            )
+
+    def one(boxes: Array, score: Array, takes_part: Array, label: Array) -> Array:
+        return _greedy(measure, threshold, max_outputs, boxes, score, takes_part, label)
+
+    batch = shape[:-1]
+    flat = [
+        _measure.replicate(jax.lax.stop_gradient(x)).reshape(
+            math.prod(batch), *x.shape[len(batch) :]
+        )
+        for x in (array, score, takes_part, label)
+    ]
+    # A batch of one skips vmap, under which every branch of a loop is executed.
+    indices = one(*(x[0] for x in flat))[None] if math.prod(batch) == 1 else None
+    if indices is None:
+        indices = jax.vmap(one)(*flat)
+    indices = indices.reshape(*batch, max_outputs)
+    return Kept(indices, indices >= 0)
+
+
+def _per_box(name: str, array: Array, shape: tuple[int, ...]) -> Array:
+    if array.shape != shape:
+        raise ValueError(
+            f"jaxiou.nms: `{name}` has shape {array.shape}, wanted {shape}, one entry "
+            "per box; for scores per class repeat the boxes and pass `labels`."
+        )
+    return array
+
+
+def _greedy(
+    measure: Measure,
+    threshold: float,
+    max_outputs: int,
+    boxes: Array,
+    score: Array,
+    takes_part: Array,
+    label: Array,
+) -> Array:
+    """The pull form: blocks in score order, compared with the boxes kept so far."""
+    n = boxes.shape[0]
+    if n == 0 or max_outputs == 0:
+        return jnp.full((max_outputs,), -1, jnp.int32)
+    size = min(_BLOCK, n)
+    blocks = -(-n // size)
+    order = _by_score(score, takes_part)
+    padded = jnp.pad(order, (0, blocks * size - n))
+    planes = _measure.split(boxes[padded], _checks.arithmetic_dtype(boxes))
+    labels = label[padded]
+    # int32 like the indices: a sum of booleans follows the x64 flag.
+    count = jnp.sum(takes_part, dtype=jnp.int32)
+    slots = -(-max_outputs // _CHUNK) * _CHUNK
+
+    def above(first: tuple[Planes, Array], second: tuple[Planes, Array]) -> Array:
+        rows = tuple(p[:, None] for p in first[0])
+        columns = tuple(p[None, :] for p in second[0])
+        same = first[1][:, None] == second[1][None, :]
+        return (measure.planes(rows, columns) > threshold) & same
+
+    def step(state: Any) -> Any:
+        index, kept_count, kept, kept_order = state
+        start = index * size
+        block = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), (planes, labels)
+        )
+
+        def pull(chunk: Array, suppressed: Array) -> Array:
+            first = chunk * _CHUNK
+            some = jax.tree.map(
+                lambda x: jax.lax.dynamic_slice_in_dim(x, first, _CHUNK), kept
+            )
+            real = first + jnp.arange(_CHUNK) < kept_count
+            return suppressed | (above(some, block) & real[:, None]).any(axis=0)
+
+        chunks = -(-kept_count // _CHUNK)
+        none = jnp.zeros((size,), bool)
+        alive = ~jax.lax.fori_loop(0, chunks, pull, none)
+        alive &= start + jnp.arange(size) < count
+        keep = _solve(above(block, block), alive)
+        rank = jnp.cumsum(keep, dtype=jnp.int32) - 1
+        slot = jnp.where(keep, kept_count + rank, slots)
+
+        def store(buffer: Array, values: Array) -> Array:
+            return buffer.at[slot].set(values, mode="drop")
+
+        positions = jax.lax.dynamic_slice_in_dim(padded, start, size)
+        return (
+            index + 1,
+            jnp.minimum(kept_count + jnp.sum(keep, dtype=jnp.int32), max_outputs),
+            jax.tree.map(store, kept, block),
+            store(kept_order, positions),
+        )
+
+    def unfinished(state: Any) -> Array:
+        index, kept_count = state[:2]
+        return (index * size < count) & (kept_count < max_outputs)
+
+    empty = jax.tree.map(lambda x: jnp.zeros((slots,), x.dtype), (planes, labels))
+    start = (jnp.int32(0), jnp.int32(0), empty, jnp.full((slots,), -1, jnp.int32))
+    _, kept_count, _, kept_order = jax.lax.while_loop(unfinished, step, start)
+    filled = jnp.arange(max_outputs) < kept_count
+    return jnp.where(filled, kept_order[:max_outputs], -1)
+
+
+def _by_score(score: Array, takes_part: Array) -> Array:
+    """Indices by falling score, lower index first at ties, the left out last."""
+    index = jnp.arange(score.shape[0], dtype=jnp.int32)
+    keys = (~takes_part, -score, index)
+    return jax.lax.sort(keys, num_keys=2, is_stable=True)[2]
+
+
+def _solve(above: Array, alive: Array) -> Array:
+    """Greedy within one block, as the fixed point of "no earlier kept box is above".
+
+    Each round settles at least the next box in order, usually many more.
+    """
+    size = alive.shape[0]
+    earlier = jnp.arange(size)[:, None] < jnp.arange(size)[None, :]
+    edges = above & earlier
+
+    def again(state: tuple[Array, Array]) -> Array:
+        return state[1]
+
+    def improve(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        keep, _ = state
+        new = alive & ~(edges & keep[:, None]).any(axis=0)
+        return new, (new != keep).any()
+
+    return jax.lax.while_loop(again, improve, (alive, jnp.bool_(True)))[0]
