@@ -1,0 +1,91 @@
+"""Every choice of a run; `python -m examples.detector --help` lists them."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Literal
+
+import jaxiou
+
+LOSSES = {
+    "iou": jaxiou.iou,
+    "giou": jaxiou.giou,
+    "diou": jaxiou.diou,
+    "ciou": jaxiou.ciou,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Train a detector on boxes, report average precision, draw what it sees.
+
+    With no argument it learns to find handwritten digits, which needs no download.
+    """
+
+    data: str = "digits"
+    """`digits`, `coco:annotations.json[:images/]` or `voc:folder`."""
+
+    out: Path = Path("runs/detector")
+    """Where checkpoints, metrics and pictures go."""
+
+    loss: Literal["iou", "giou", "diou", "ciou"] = "giou"
+    """The measure whose loss teaches the boxes."""
+
+    steps: int = 1600
+    """How many training steps to take."""
+
+    batch_size: int | None = None
+    """Images in a step; by default 32 for digits and 8 for photographs."""
+
+    image_size: tuple[int, int] | None = None
+    """Height and width in pixels of what the network sees; by default 96 x 96 for
+    digits, and for photographs their typical shape with a longer side of 320."""
+
+    learning_rate: float = 2e-3
+    """The highest learning rate: a short warm-up leads to it, a cosine away from it."""
+
+    weight_decay: float = 0.05
+    """Decay of the weights, as AdamW means it."""
+
+    width: int = 64
+    """Channels of the feature pyramid; the backbone scales with it."""
+
+    depth: int = 1
+    """Residual blocks in each stage of the backbone."""
+
+    seed: int = 0
+    """The same seed on the same machine repeats a run."""
+
+    digit_images: int = 4000
+    """How many training images to compose out of the handwritten digits."""
+
+    evaluations: int = 4
+    """How often to measure average precision on the validation images."""
+
+    def __post_init__(self):
+        for name in ("steps", "width", "depth", "digit_images", "evaluations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+        if self.width % 32:
+            raise ValueError("--width must be a multiple of 32")
+
+    @property
+    def measure(self):
+        """The jaxiou measure named by `loss`."""
+        return LOSSES[self.loss]
+
+    def save(self, path, classes):
+        """Writes the configuration and the names of the classes as JSON."""
+        fields = dataclasses.asdict(self) | {"out": str(self.out), "classes": classes}
+        path.write_text(json.dumps(fields, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path):
+        """The configuration and the names of the classes that `save` wrote."""
+        fields = json.loads(path.read_text())
+        classes = tuple(fields.pop("classes"))
+        fields |= {
+            "out": Path(fields["out"]),
+            "image_size": tuple(fields["image_size"]),
+        }
+        return cls(**fields), classes

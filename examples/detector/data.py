@@ -1,0 +1,177 @@
+"""From records to the arrays of a training step: loading, fitting, varying, padding."""
+
+import concurrent.futures
+import functools
+
+import numpy as np
+from PIL import Image
+
+from .digits import SIZE, digits
+from .readers import read_coco, read_voc
+from .records import DataError, Dataset
+
+LONGER_SIDE = 320  # of photographs, by default
+CACHE_BYTES = 1 << 30  # decoded images kept in memory
+SCALES = (0.8, 1.25)  # how far images are shrunk and enlarged at random
+MOST_VISIBLE = 0.4  # a box cut to less than this share of itself is ignored
+
+
+def load(config):
+    """The data set that `config.data` names."""
+    kind, _, rest = config.data.partition(":")
+    if config.data == "digits":
+        classes = tuple("0123456789")
+        counts = (config.digit_images, 100, 400)
+        splits = zip(("train", "val", "test"), counts, strict=True)
+        records = (digits(split, count, config.seed) for split, count in splits)
+        return Dataset(classes, *records, photographs=False)
+    if kind == "coco" and rest:
+        annotations, _, images = rest.partition(":")
+        return read_coco(annotations, images or None)
+    if kind == "voc" and rest:
+        return read_voc(rest)
+    raise DataError(
+        f"--data {config.data}: expected digits, coco:annotations.json[:images/] "
+        "or voc:folder"
+    )
+
+
+def typical_size(dataset):
+    """The height and width that `image_size` means when it is not given."""
+    if not dataset.photographs:
+        return SIZE, SIZE
+    sizes = np.array([record.size for record in dataset.train])
+    height, width = np.median(sizes / sizes.max(1, keepdims=True), axis=0)
+    return tuple(round(LONGER_SIDE * side / 32) * 32 for side in (height, width))
+
+
+def read_image(record):
+    """The pixels of a record, `(height, width, 3)` uint8."""
+    if isinstance(record.image, np.ndarray):
+        return record.image
+    try:
+        with Image.open(record.image) as image:
+            return np.asarray(image.convert("RGB"))
+    except OSError as error:
+        raise DataError(f"{record.image}: not a readable image ({error})") from None
+
+
+def fit(image, size):
+    """Scales an image to fit into `size` and pads it at the right and the bottom.
+
+    Returns the padded image and the factors `(x, y)` that its boxes are multiplied by.
+    Padding on two sides only keeps the origin, so boxes are scaled and never shifted.
+    """
+    (height, width), (rows, columns) = image.shape[:2], size
+    scale = min(rows / height, columns / width)
+    h, w = max(round(height * scale), 1), max(round(width * scale), 1)
+    canvas = np.zeros((rows, columns, 3), np.uint8)
+    if (h, w) != (height, width):
+        resized = Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR)
+        image = np.asarray(resized)
+    canvas[:h, :w] = image
+    return canvas, np.array([w / width, h / height], np.float32)
+
+
+def flip(image, boxes):
+    """Mirrors an image and its boxes left to right."""
+    width = image.shape[1]
+    x1, y1, x2, y2 = np.moveaxis(boxes, -1, 0)
+    return image[:, ::-1], np.stack([width - x2, y1, width - x1, y2], -1)
+
+
+def zoom(image, boxes, scale, shift):
+    """Maps every point `p` of an image and its boxes to `scale * p + shift`.
+
+    Returns the image, the boxes clipped to it, and the share of each that stayed.
+    """
+    (height, width), (dx, dy) = image.shape[:2], shift
+    inverse = (1 / scale, 0, -dx / scale, 0, 1 / scale, -dy / scale)
+    moved = Image.fromarray(image).transform(
+        (width, height), Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR
+    )
+    boxes = scale * boxes + np.array([dx, dy, dx, dy], np.float32)
+    inside = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
+    sides, kept = boxes[:, 2:] - boxes[:, :2], inside[:, 2:] - inside[:, :2]
+    return np.asarray(moved), inside, (kept / sides).prod(1)
+
+
+def relight(image, rng):
+    """Changes brightness and contrast, a little differently in each channel."""
+    gain = rng.uniform(0.75, 1.25) * rng.uniform(0.9, 1.1, (3, 1))
+    table = (np.arange(256) - 128) * gain + 128 + rng.uniform(-24, 24)
+    table = np.clip(np.round(table), 0, 255).astype(int).ravel().tolist()
+    return np.asarray(Image.fromarray(image).point(table))
+
+
+def vary(image, boxes, ignore, rng, *, flips):
+    """A random variation of an image; boxes of which little is left become ignored."""
+    size = np.array(image.shape[1::-1])
+    if flips and rng.random() < 0.5:
+        image, boxes = flip(image, boxes)
+    scale = np.exp(rng.uniform(*np.log(SCALES)))
+    shift = rng.uniform(0, 1, 2) * (1 - scale) * size
+    image, boxes, share = zoom(image, boxes, scale, shift)
+    return relight(image, rng), boxes, ignore | (share < MOST_VISIBLE)
+
+
+class Batches:
+    """The batches of a training run; the one of a step depends on nothing but the step.
+
+    Each is a dictionary of `images` `(b, height, width, 3)` uint8, and of `boxes`
+    `(b, m, 4)`, `labels`, `where` and `ignore` `(b, m)`, padded to the same `m`.
+    """
+
+    def __init__(self, dataset, size, batch_size, seed):
+        self.dataset, self.size = dataset, size
+        self.batch_size, self.seed = batch_size, seed
+        self.padding = dataset.most_boxes()
+        self.fitted = functools.lru_cache(CACHE_BYTES // (3 * size[0] * size[1]))(
+            lambda index: fit(read_image(dataset.train[index]), size)
+        )
+
+    def __call__(self, step):
+        """The batch of one step."""
+        shape = (self.batch_size, self.padding)
+        batch = {
+            "images": np.zeros((self.batch_size, *self.size, 3), np.uint8),
+            "boxes": np.zeros((*shape, 4), np.float32),
+            "labels": np.zeros(shape, np.int32),
+            "where": np.zeros(shape, bool),
+            "ignore": np.zeros(shape, bool),
+        }
+        for row in range(self.batch_size):
+            draw = step * self.batch_size + row
+            record, (image, factors) = self._draw(draw)
+            boxes, ignore = record.boxes * np.tile(factors, 2), record.ignore
+            rng = np.random.default_rng((self.seed, 1, draw))
+            flips = self.dataset.photographs
+            image, boxes, ignore = vary(image, boxes, ignore, rng, flips=flips)
+            filled = np.s_[row, : len(boxes)]
+            batch["images"][row] = image
+            batch["boxes"][filled], batch["labels"][filled] = boxes, record.labels
+            batch["where"][filled], batch["ignore"][filled] = True, ignore
+        return batch
+
+    def _draw(self, draw):
+        """The record drawn as number `draw`: every epoch is a fresh permutation."""
+        epoch, place = divmod(draw, len(self.dataset.train))
+        index = int(self._order(epoch)[place])
+        return self.dataset.train[index], self.fitted(index)
+
+    @functools.lru_cache(2)  # noqa: B019
+    def _order(self, epoch):
+        rng = np.random.default_rng((self.seed, 0, epoch))
+        return rng.permutation(len(self.dataset.train))
+
+    def run(self, steps):
+        """Yields the batches of `steps`, each prepared while the one before is used."""
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            pending = None
+            for step in steps:
+                following = pool.submit(self, step)
+                if pending:
+                    yield pending.result()
+                pending = following
+            if pending:
+                yield pending.result()

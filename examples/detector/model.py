@@ -1,0 +1,167 @@
+"""The network: a residual backbone, a feature pyramid, and heads shared by its levels.
+
+For every anchor it gives one score per class, as logits, and four numbers that encode
+a box relative to the anchor. Everything a box needs comes from jaxiou.
+"""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import jaxiou
+
+STRIDES = (8, 16, 32)  # pixels between neighbouring cells of each pyramid level
+ANCHOR_SIDE = 2.5  # strides
+ANCHOR_RATIOS = (0.5, 1.0, 2.0)  # height over width
+ANCHOR_SCALES = (1.0, math.sqrt(2))
+PER_CELL = len(ANCHOR_RATIOS) * len(ANCHOR_SCALES)
+CANDIDATES = 400  # the best scores of an image that non-maximum suppression looks at
+MOST_DETECTIONS = 100  # in an image, as COCO's average precision counts them
+
+
+def anchors_for(image_size):
+    """The anchors of an image of this height and width, `(n, 4)`, level by level."""
+    height, width = image_size
+    cells = [(math.ceil(height / s), math.ceil(width / s)) for s in STRIDES]
+    return jaxiou.anchor_grid(
+        cells,
+        STRIDES,
+        sizes=[ANCHOR_SIDE * stride for stride in STRIDES],
+        aspect_ratios=ANCHOR_RATIOS,
+        scales=ANCHOR_SCALES,
+    )
+
+
+class ConvNorm(nnx.Module):
+    """A convolution and a group normalisation."""
+
+    def __init__(self, inputs, outputs, *, kernel=3, stride=1, rngs):
+        self.conv = nnx.Conv(
+            inputs,
+            outputs,
+            (kernel, kernel),
+            strides=stride,
+            use_bias=False,
+            kernel_init=nnx.initializers.he_normal(),
+            rngs=rngs,
+        )
+        self.norm = nnx.GroupNorm(outputs, num_groups=8, rngs=rngs)
+
+    def __call__(self, x):
+        return self.norm(self.conv(x))
+
+
+class Block(nnx.Module):
+    """Two convolutions that refine what they are given."""
+
+    def __init__(self, channels, *, rngs):
+        self.first = ConvNorm(channels, channels, rngs=rngs)
+        self.second = ConvNorm(channels, channels, rngs=rngs)
+
+    def __call__(self, x):
+        return nnx.relu(x + self.second(nnx.relu(self.first(x))))
+
+
+class Stage(nnx.Module):
+    """Halves the resolution and refines the result with `depth` blocks."""
+
+    def __init__(self, inputs, outputs, depth, *, rngs):
+        self.down = ConvNorm(inputs, outputs, stride=2, rngs=rngs)
+        self.blocks = nnx.List([Block(outputs, rngs=rngs) for _ in range(depth)])
+
+    def __call__(self, x):
+        x = nnx.relu(self.down(x))
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Head(nnx.Module):
+    """One convolution and the numbers wanted of each anchor at each cell."""
+
+    def __init__(self, channels, outputs, *, bias=0.0, rngs):
+        self.outputs = outputs
+        self.tower = ConvNorm(channels, channels, rngs=rngs)
+        self.last = nnx.Conv(
+            channels,
+            PER_CELL * outputs,
+            (3, 3),
+            kernel_init=nnx.initializers.normal(0.01),
+            bias_init=nnx.initializers.constant(bias),
+            rngs=rngs,
+        )
+
+    def __call__(self, x):
+        return self.last(nnx.relu(self.tower(x))).reshape(len(x), -1, self.outputs)
+
+
+class Detector(nnx.Module):
+    """Images in, logits `(b, n, classes)` and box deltas `(b, n, 4)` of anchors out."""
+
+    def __init__(self, classes, *, width, depth, rngs):
+        channels = (width // 4, width // 2, width, 2 * width, 2 * width)
+        self.stem = ConvNorm(3, width // 4, stride=2, rngs=rngs)
+        self.stages = nnx.List(
+            [
+                Stage(inputs, outputs, depth if i else 0, rngs=rngs)
+                for i, (inputs, outputs) in enumerate(itertools.pairwise(channels))
+            ]
+        )
+        self.laterals = nnx.List(
+            [nnx.Conv(inputs, width, (1, 1), rngs=rngs) for inputs in channels[2:]]
+        )
+        self.smooth = ConvNorm(width, width, rngs=rngs)
+        # Most anchors are background: the scores start at the probability 0.01.
+        self.scores = Head(width, classes, bias=-math.log(99), rngs=rngs)
+        self.boxes = Head(width, 4, rngs=rngs)
+
+    def __call__(self, images):
+        x = nnx.relu(self.stem(images.astype(jnp.float32) / 127.5 - 1))
+        features = []
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        levels, above = [], None
+        for lateral, x in zip(self.laterals[::-1], features[:0:-1], strict=True):
+            x = lateral(x)
+            if above is not None:
+                doubled = above.repeat(2, axis=1).repeat(2, axis=2)
+                x = x + doubled[:, : x.shape[1], : x.shape[2]]
+            above = x
+            levels.insert(0, nnx.relu(self.smooth(x)))
+        logits = jnp.concatenate([self.scores(x) for x in levels], axis=1)
+        deltas = jnp.concatenate([self.boxes(x) for x in levels], axis=1)
+        return logits, deltas
+
+
+@nnx.jit
+def detect(model, images):
+    """The detections in a batch of images.
+
+    Returns boxes `(b, 100, 4)`, labels, scores and `valid`, each `(b, 100)`; what is
+    not valid is padding.
+    """
+    height, width = images.shape[1:3]
+    anchors = anchors_for((height, width))
+
+    def one(logits, deltas):
+        scores = jax.nn.sigmoid(logits)
+        # An anchor may see several classes, so anchors and classes are ranked together.
+        best, places = jax.lax.top_k(scores.ravel(), min(CANDIDATES, scores.size))
+        anchor, labels = jnp.divmod(places, scores.shape[-1])
+        boxes = jaxiou.decode(deltas[anchor], anchors[anchor])
+        boxes = jaxiou.clip(boxes, height, width)
+        kept, valid = jaxiou.nms(
+            boxes,
+            best,
+            labels=labels,
+            threshold=0.6,
+            score_threshold=0.02,
+            max_outputs=MOST_DETECTIONS,
+        )
+        return boxes[kept], labels[kept], best[kept], valid
+
+    return jax.vmap(one)(*model(images))
