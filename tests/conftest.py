@@ -1,0 +1,31 @@
+"""Strictness for every test: x64 on request, no silent broadcasting, eight devices."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+# Before the first computation: sharding is tested without eight real devices.
+jax.config.update("jax_num_cpu_devices", 8)
+# Ranks are changed on purpose or not at all.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Compiling is most of what the tests do; a second run finds it done.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    cache = Path(__file__).parents[1] / ".cache" / "jax"
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+@pytest.fixture
+def x64():
+    """Runs the test with 64-bit types; everywhere else they are off."""
+    with jax.enable_x64(True):
+        yield
+
+
+def pytest_runtest_setup(item):
+    """Skips tests for a GPU where there is none."""
+    if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
+        pytest.skip("needs an NVIDIA GPU")

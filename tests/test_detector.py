@@ -1,0 +1,427 @@
+"""The detector of `examples/detector`: its data, its geometry, and that it learns."""
+
+import functools
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from examples.detector import __main__ as main
+from examples.detector import data, digits, evaluate, readers, train
+from examples.detector.config import Config
+from examples.detector.model import Detector, anchors_for, detect
+from examples.detector.records import DataError, Dataset, Record
+
+BCCD = Path(__file__).parents[2] / "shared" / "data" / "bccd" / "BCCD"
+
+
+@functools.cache
+def tiny():
+    """A few digits and a configuration small enough to train in seconds."""
+    records = digits.digits("train", 24, seed=0)
+    dataset = Dataset(tuple("0123456789"), records, records[:4], records[:4], False)
+    config = Config(
+        steps=12, batch_size=8, image_size=(96, 96), width=32, learning_rate=5e-3
+    )
+    return dataset, config
+
+
+# Digits
+
+
+def test_digits_are_composed_from_different_samples_in_each_split():
+    splits = digits.samples()
+    together = np.concatenate(list(splits.values()))
+    assert set(splits) == {"train", "val", "test"}
+    assert sorted(together) == list(range(1797))
+
+
+def test_digits_repeat_with_the_seed():
+    first, again = (digits.digits("test", 3, seed=5) for _ in range(2))
+    other = digits.digits("test", 3, seed=6)
+    for one, two, three in zip(first, again, other, strict=True):
+        np.testing.assert_array_equal(one.image, two.image)
+        np.testing.assert_array_equal(one.boxes, two.boxes)
+        assert not np.array_equal(one.image, three.image)
+
+
+def test_digits_keep_their_size_number_and_visibility():
+    choices = digits.samples()["train"]
+    crowded = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        image, boxes, labels, shown = digits.compose(rng, choices)
+        assert image.shape == (96, 96, 3) and image.dtype == np.uint8
+        assert 1 <= len(boxes) == len(labels) <= 8
+        sides = boxes[:, 2:] - boxes[:, :2]
+        assert (sides.max(1) >= 16).all() and (sides.max(1) <= 44).all()
+        assert (boxes >= 0).all() and (boxes <= 96).all()
+        assert (shown >= 0.75).all()
+        owner = np.full((96, 96), -1)
+        for i, (x1, y1, x2, y2) in enumerate(boxes.astype(int)):
+            owner[y1:y2, x1:x2] = i
+        visible = [(owner == i).sum() for i in range(len(boxes))] / sides.prod(1)
+        assert (visible >= 0.75).all()
+        crowded += (visible < 1).any()
+    assert crowded > 10  # the limit was put to the test
+
+
+def test_boxes_of_digits_are_tight():
+    for glyph in digits._glyphs()[0][:50]:
+        ink = np.asarray(glyph) > 0
+        assert ink[0].any() and ink[-1].any() and ink[:, 0].any() and ink[:, -1].any()
+
+
+# Geometry
+
+
+def marked(height, width, box):
+    """A black image with one white box."""
+    image = np.zeros((height, width, 3), np.uint8)
+    x1, y1, x2, y2 = box
+    image[y1:y2, x1:x2] = 255
+    return image
+
+
+def extent(image):
+    """The box around what is bright in an image."""
+    rows, columns = (
+        np.nonzero(image.max((1, 2)) > 127),
+        np.nonzero(image.max((0, 2)) > 127),
+    )
+    return [columns[0][0], rows[0][0], columns[0][-1] + 1, rows[0][-1] + 1]
+
+
+@pytest.mark.parametrize("size", [(60, 80), (60, 100), (90, 80)])
+def test_fit_moves_image_and_boxes_alike(size):
+    image = marked(120, 160, (20, 40, 60, 100))
+    fitted, factors = data.fit(image, size)
+    assert fitted.shape == (*size, 3)
+    boxes = np.array([20, 40, 60, 100]) * np.tile(factors, 2)
+    np.testing.assert_array_equal(extent(fitted), boxes)
+
+
+def test_fit_scales_each_axis_by_what_it_was_resized():
+    fitted, factors = data.fit(np.full((33, 100, 3), 255, np.uint8), (64, 64))
+    assert extent(fitted) == [0, 0, 64, 21]
+    np.testing.assert_allclose(factors, [64 / 100, 21 / 33], rtol=1e-6)
+
+
+def test_flip_moves_image_and_boxes_alike():
+    image, box = marked(40, 70, (5, 10, 25, 30)), np.array([[5, 10, 25, 30.0]])
+    flipped, boxes = data.flip(image, box)
+    np.testing.assert_array_equal(boxes, [[45, 10, 65, 30]])
+    np.testing.assert_array_equal(extent(flipped), boxes[0])
+    np.testing.assert_array_equal(data.flip(flipped, boxes)[1], box)
+
+
+def test_zoom_moves_image_and_boxes_alike():
+    image, box = marked(80, 100, (20, 10, 60, 50)), np.array([[20, 10, 60, 50.0]])
+    zoomed, boxes, share = data.zoom(image, box, 0.5, (30, 20))
+    np.testing.assert_array_equal(boxes, [[40, 25, 60, 45]])
+    np.testing.assert_array_equal(extent(zoomed), boxes[0])
+    assert share == [1]
+    _, boxes, share = data.zoom(image, box, 1.0, (-40, 0))
+    np.testing.assert_array_equal(boxes, [[0, 10, 20, 50]])
+    assert share == [0.5]
+
+
+def test_batches_hold_every_box_and_depend_on_the_step_alone():
+    dataset, _ = tiny()
+    batches = data.Batches(dataset, (96, 96), 8, seed=1)
+    first = [batches(step) for step in range(3)]  # one epoch
+    count = sum(len(record.boxes) for record in dataset.train)
+    assert sum(batch["where"].sum() for batch in first) == count
+    again = data.Batches(dataset, (96, 96), 8, seed=1).run(range(2, 3))
+    for name, value in next(again).items():
+        np.testing.assert_array_equal(value, first[2][name])
+
+
+# Readers
+
+
+def picture(path, height=48, width=64):
+    """Writes an image."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(marked(height, width, (8, 8, 24, 24))).save(path)
+
+
+def voc(folder, objects, splits):
+    """Writes a VOC data set: `objects` by image, `(name, corners, difficult)` each."""
+    for name, items in objects.items():
+        picture(folder / "JPEGImages" / f"{name}.jpg")
+        xml = "".join(
+            f"<object><name>{label}</name><difficult>{difficult}</difficult><bndbox>"
+            + "".join(
+                f"<{tag}>{corner}</{tag}>"
+                for tag, corner in zip(readers.BOX_TAGS, corners, strict=True)
+            )
+            + "</bndbox></object>"
+            for label, corners, difficult in items
+        )
+        path = folder / "Annotations" / f"{name}.xml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(
+            f"<annotation><filename>{name}.jpg</filename>{xml}</annotation>"
+        )
+    for split, names in splits.items():
+        path = folder / "ImageSets" / "Main" / f"{split}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(names) + "\n")
+
+
+OBJECTS = {
+    "a": [("dog", (1, 1, 10, 20), 0), ("cat", (5, 6, 70, 30), 1)],
+    "b": [("cat", (3, 3, 3, 3), 0), ("cat", (2, 3, 40, 48), 0)],
+    "c": [],
+}
+
+
+def test_voc_corners_difficult_splits_and_empty_boxes(tmp_path):
+    voc(tmp_path, OBJECTS, {"train": ["a", "b"], "test": ["c"]})
+    dataset = data.load(Config(data=f"voc:{tmp_path}"))
+    assert dataset.classes == ("cat", "dog")
+    first, second = dataset.train
+    # 1-based and inclusive: the first pixel is 0, the end of the last is its number.
+    np.testing.assert_array_equal(first.boxes, [[0, 0, 10, 20], [4, 5, 64, 30]])
+    assert first.labels.tolist() == [1, 0] and first.ignore.tolist() == [False, True]
+    np.testing.assert_array_equal(second.boxes, [[1, 2, 40, 48]])
+    assert [record.name for record in dataset.test] == ["c"]
+    assert dataset.test[0].boxes.shape == (0, 4)
+    left_out, splits = dataset.notes
+    assert left_out == "left out 1 boxes without area inside the image: b.xml"
+    assert "val" in splits
+    assert dataset.most_boxes() == 2
+
+
+def test_voc_without_splits_holds_images_out(tmp_path):
+    voc(tmp_path, {f"{i}": OBJECTS["a"] for i in range(10)}, {})
+    dataset = readers.read_voc(tmp_path)
+    names = [record.name for record in (*dataset.train, *dataset.test)]
+    assert len(dataset.test) == 2 and sorted(names) == sorted(map(str, range(10)))
+
+
+def coco(path, images, crowd=0, categories=(7, 90)):
+    """Writes a COCO file with one box of each category in every image."""
+    for name in images:
+        picture(path.parent / name)
+    content = {
+        "images": [{"id": 10 + i, "file_name": name} for i, name in enumerate(images)],
+        "categories": [{"id": k, "name": f"kind {k}"} for k in categories],
+        "annotations": [
+            {"image_id": 10 + i, "category_id": k, "bbox": [k / 9, 2, 20, 30]}
+            | ({"iscrowd": crowd} if k == 90 else {})
+            for i in range(len(images))
+            for k in categories
+        ],
+    }
+    path.write_text(json.dumps(content))
+
+
+def test_coco_sparse_ids_crowds_and_splits(tmp_path):
+    for split, names in {"train": ("a.png", "b.png"), "valid": ("c.png",)}.items():
+        (tmp_path / split).mkdir()
+        coco(tmp_path / split / "boxes.json", names, crowd=1)
+    dataset = data.load(Config(data=f"coco:{tmp_path}/train/boxes.json"))
+    assert dataset.classes == ("kind 7", "kind 90")
+    assert [len(s) for s in (dataset.train, dataset.val, dataset.test)] == [2, 1, 1]
+    for record in (*dataset.train, *dataset.val):
+        expected = np.array([[7 / 9, 2, 7 / 9 + 20, 32], [10, 2, 30, 32]])
+        np.testing.assert_allclose(record.boxes, expected, rtol=1e-6)
+        assert record.labels.tolist() == [0, 1]
+        assert record.ignore.tolist() == [False, True]
+
+
+def test_coco_images_in_another_folder(tmp_path):
+    (tmp_path / "images").mkdir()
+    coco(tmp_path / "images" / "all.json", ("a.png", "b.png"))
+    moved = (tmp_path / "images" / "all.json").rename(tmp_path / "all.json")
+    dataset = data.load(Config(data=f"coco:{moved}:{tmp_path}/images/"))
+    assert len(dataset.train) == len(dataset.test) == 1
+
+
+def break_voc(folder):
+    voc(folder, OBJECTS, {"train": ["a", "b"]})
+    return folder / "Annotations" / "b.xml", folder / "JPEGImages" / "b.jpg"
+
+
+@pytest.mark.parametrize(
+    ("which", "content", "message"),
+    [
+        (0, "<annotation><object>", "malformed XML"),
+        (0, "<annotation><object><name>x</name></object></annotation>", "lacks"),
+        (0, '<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>', "malformed"),
+        (1, None, "no such image"),
+        (1, "not an image", "not a readable image"),
+    ],
+)
+def test_a_bad_voc_file_is_named(tmp_path, which, content, message):
+    path = break_voc(tmp_path)[which]
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(DataError, match=message) as error:
+        readers.read_voc(tmp_path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "malformed JSON"),
+        ("[]", "lacks"),
+        ('{"images": [], "annotations": [{}], "categories": []}', "faulty entry"),
+    ],
+)
+def test_a_bad_coco_file_is_named(tmp_path, content, message):
+    path = tmp_path / "boxes.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match=message) as error:
+        readers.read_coco(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_truncated_image_is_named(tmp_path):
+    voc(tmp_path, OBJECTS, {"train": ["a", "b"], "val": ["c"]})
+    path = tmp_path / "JPEGImages" / "a.jpg"
+    Image.effect_noise((64, 48), 99).convert("RGB").save(path)
+    path.write_bytes(path.read_bytes()[:-500])
+    record = readers.read_voc(tmp_path).train[0]
+    with pytest.raises(DataError, match=r"a\.jpg: not a readable image"):
+        data.read_image(record)
+
+
+def test_an_unknown_kind_of_data_is_explained():
+    with pytest.raises(DataError, match="expected digits, coco:"):
+        data.load(Config(data="imagenet"))
+
+
+@pytest.mark.skipif(not BCCD.is_dir(), reason="the blood cells are not on this machine")
+def test_blood_cells():
+    dataset = readers.read_voc(BCCD)
+    assert dataset.classes == ("Platelets", "RBC", "WBC")
+    splits = (dataset.train, dataset.val, dataset.test)
+    assert [len(split) for split in splits] == [205, 87, 72]
+    assert sum(len(r.boxes) for split in splits for r in split) == 4888 - 2
+    (note,) = dataset.notes
+    assert "BloodImage_00338.xml" in note and "BloodImage_00343.xml" in note
+    assert data.typical_size(dataset) == (256, 320)
+
+
+# Evaluation
+
+
+def perfect(records):
+    return [(r.boxes, r.labels, np.linspace(0.9, 0.5, len(r.boxes))) for r in records]
+
+
+def test_perfect_detections_have_average_precision_one():
+    dataset, _ = tiny()
+    records = dataset.train
+    report = evaluate.average_precision(records, perfect(records), dataset.classes)
+    assert report["AP"] == report["AP50"] == 1
+    assert {row["AP"] for row in report["classes"].values()} <= {1, None}
+
+
+def test_mistakes_lower_average_precision():
+    dataset, _ = tiny()
+    records = dataset.train
+    shifted = [(b + np.array([4, 0, 4, 0]), *rest) for b, *rest in perfect(records)]
+    report = evaluate.average_precision(records, shifted, dataset.classes)
+    assert report["AP"] < report["AP50"] and report["AP"] < 0.7
+    wrong = [(b, (y + 1) % 10, s) for b, y, s in perfect(records)]
+    assert evaluate.average_precision(records, wrong, dataset.classes)["AP"] < 0.1
+    nothing = [(b[:0], y[:0], s[:0]) for b, y, s in perfect(records)]
+    assert evaluate.average_precision(records, nothing, dataset.classes)["AP"] == 0
+
+
+def test_boxes_to_ignore_count_neither_for_nor_against():
+    boxes = np.array([[0, 0, 10, 10], [20, 20, 40, 40.0]], np.float32)
+    labels, ignore = np.array([0, 0]), np.array([False, True])
+    record = Record(
+        "a", np.zeros((64, 64, 3), np.uint8), (64, 64), boxes, labels, ignore
+    )
+    scores = np.array([0.5, 0.9])
+    for found in ((boxes, labels, scores), (boxes[:1], labels[:1], scores[:1])):
+        report = evaluate.average_precision([record], [found], ("thing", "other"))
+        assert report["AP"] == 1 and report["classes"]["other"]["AP"] is None
+
+
+def test_a_table_has_a_row_per_class():
+    report = {"AP": 0.5, "AP50": 0.75, "classes": {"cat": {"AP": None, "AP50": 1.0}}}
+    assert evaluate.table(report).splitlines() == [
+        "class      AP    AP50",
+        "all     0.500   0.750",
+        "cat         -   1.000",
+    ]
+
+
+# Training
+
+
+def test_training_lowers_the_loss_with_one_compilation(monkeypatch):
+    dataset, config = tiny()
+    traced = []
+    plain = train.detection_loss
+    monkeypatch.setattr(
+        train, "detection_loss", lambda *args: traced.append(1) or plain(*args)
+    )
+    model, optimizer = train.create(config, dataset.classes)
+    batches = data.Batches(dataset, config.image_size, config.batch_size, config.seed)
+    losses = []
+    for step in range(config.steps):
+        batch = batches(0)
+        # The number of targets varies from all to none.
+        few = np.arange(batches.padding) < (step * 5) % (batches.padding + 1)
+        losses.append(train.train_step(model, optimizer, batch, config.measure))
+        train.train_step(
+            model, optimizer, batch | {"where": batch["where"] & few}, config.measure
+        )
+    losses = [float(loss["loss"]) for loss in losses]
+    assert len(traced) == 1
+    assert np.isfinite(losses).all()
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_ignored_and_absent_targets_teach_no_box():
+    dataset, config = tiny()
+    model, _ = train.create(config, dataset.classes)
+    batch = data.Batches(dataset, config.image_size, 4, 0)(0)
+    none = np.zeros_like(batch["where"])
+    _, empty = train.detection_loss(model, batch | {"where": none}, config.measure)
+    _, crowd = train.detection_loss(model, batch | {"ignore": ~none}, config.measure)
+    assert empty["box_loss"] == crowd["box_loss"] == 0
+    # Background beneath a box to ignore is not judged.
+    assert 0 < crowd["class_loss"] < empty["class_loss"]
+
+
+@pytest.mark.parametrize("size", [(96, 96), (72, 100)])
+def test_the_network_gives_one_answer_per_anchor(size):
+    model = Detector(3, width=32, depth=1, rngs=nnx.Rngs(0))
+    images = np.zeros((2, *size, 3), np.uint8)
+    logits, deltas = jax.jit(lambda images: model(images))(images)
+    count = len(anchors_for(size))
+    assert logits.shape == (2, count, 3) and deltas.shape == (2, count, 4)
+    boxes, labels, scores, valid = detect(model, images)
+    assert boxes.shape == (2, 100, 4) and valid.dtype == bool
+    assert labels.shape == scores.shape == (2, 100)
+
+
+def test_a_run_leaves_its_files(tmp_path):
+    config = Config(out=tmp_path, steps=4, width=32, digit_images=32, evaluations=2)
+    report = main.run(config)
+    assert set(report["classes"]) == set("0123456789")
+    text = (tmp_path / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line.get("split", "train") for line in lines] == ["val", "train", "test"]
+    for name in ("predictions.png", "curves.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.size[0] > 300
+    assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == 32
+    model, restored, classes = train.restore(tmp_path)
+    assert restored.image_size == (96, 96) and classes == tuple("0123456789")
+    records = digits.digits("test", 400, 0)
+    again, _ = evaluate.evaluate(model, records, classes, restored.image_size)
+    assert again == report
