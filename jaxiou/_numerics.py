@@ -6,6 +6,7 @@ rule for a / b computes b**2, which is 0 at 1e-20 and infinite at 1e20 in float3
 All functions are `custom_jvp`: forward mode, reverse mode and higher orders work.
 """
 
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -123,10 +124,18 @@ def hull(a1: Plane, a2: Plane, b1: Plane, b2: Plane) -> Plane:
     return jnp.maximum(a_high, b_high) - jnp.minimum(a_low, b_low)
 
 
+def _right_angle(dtype: jnp.dtype) -> float:
+    """The largest number below π/2: rounded upwards, it takes CIoU out of its range."""
+    eps = float(jnp.finfo(dtype).eps)
+    return math.floor(math.pi / 2 / eps) * eps
+
+
 @jax.custom_jvp
 def angle(y: Plane, x: Plane) -> Plane:
-    """arctan(y / x) for y, x >= 0; at the origin 0 with zero gradient."""
-    return jnp.arctan2(y, x)
+    """arctan(y / x) in [0, π/2] for y, x >= 0; at the origin 0 with zero gradient."""
+    # The difference -0.0 - 0.0 is -0.0, and the angle of (-0.0, 0.0) would be π.
+    turned = jnp.arctan2(y, jnp.abs(x))
+    return jnp.minimum(turned, _right_angle(turned.dtype))
 
 
 @angle.defjvp

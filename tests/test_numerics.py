@@ -1,0 +1,42 @@
+"""Arithmetic at its degenerate points, where a measure would leave its range."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxiou
+from jaxiou import _numerics
+
+ZEROS = np.array([0.0, -0.0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_angles_lie_between_zero_and_a_right_angle(dtype, x64):
+    y, x = (z.ravel().astype(dtype) for z in np.meshgrid(ZEROS, ZEROS))
+    # -0.0 - 0.0 is a side of a point; its angle is 0, not π.
+    np.testing.assert_array_equal(jax.jit(_numerics.angle)(y, x), 0)
+    tiny, huge = float(jnp.finfo(dtype).tiny), 1e18
+    y, x = np.array([[1, 0, 1, huge, 3], [0, 1, tiny, 1, -0.0]], dtype)
+    found = np.asarray(_numerics.angle(y, x), np.float64)
+    assert found.max() <= math.pi / 2
+    wanted = [math.pi / 2, 0, math.pi / 2, math.pi / 2, math.pi / 2]
+    np.testing.assert_allclose(found, wanted, rtol=float(jnp.finfo(dtype).eps))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("form", [jaxiou.ciou, jaxiou.ciou.plain], ids=repr)
+def test_ciou_stays_in_its_range_at_signed_zeros_and_thin_crosses(form, dtype):
+    signed = [(a, b) for a in ZEROS for b in ZEROS]
+    points = np.array([[a, c, b, d] for a, b in signed for c, d in signed])
+    first = np.repeat(points, 3, axis=0)
+    second = np.tile([[0, 0, 5, 0], [-7, 2, -3, 9], [1, 1, 1, 8]], (16, 1))
+    # A line across and a line down far away: distance 1, aspect term 1/2.
+    wide, tall = [[0, 0, 1, 0]], [[6e4, 6e4, 6e4, 6.4e4]]
+    a, b = np.concatenate([first, wide]), np.concatenate([second, tall])
+    a, b = jnp.asarray(a, dtype), jnp.asarray(b, dtype)
+    for x, y in ((a, b), (b, a)):
+        value = np.asarray(jax.jit(form)(x, y), np.float64)
+        assert value.min() >= -1.5 and value.max() <= 1
