@@ -280,6 +280,35 @@ def select(mask: Array, boxes: Array) -> Array:
     return jnp.where(mask[..., None], boxes, jnp.zeros((), boxes.dtype))
 
 
+def spread(measure: Measure, boxes: Array, batch: tuple[int, ...]) -> Array:
+    """Broadcasts the leading axes to `batch`, with a gradient that stays finite."""
+    shape = (*batch, boxes.shape[-1])
+    half = jnp.issubdtype(boxes.dtype, jnp.floating) and boxes.dtype.itemsize < 4
+    if boxes.shape == shape or measure.forward or not half:
+        return jnp.broadcast_to(boxes, shape)
+    return _spread(shape, boxes.reshape((1,) * (len(shape) - boxes.ndim) + boxes.shape))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _spread(shape: tuple[int, ...], boxes: Array) -> Array:
+    return jnp.broadcast_to(boxes, shape)
+
+
+def _spread_fwd(shape: tuple[int, ...], boxes: Array) -> tuple[Array, Array]:
+    return _spread(shape, boxes), jnp.zeros(boxes.shape[:-1], boxes.dtype)
+
+
+def _spread_bwd(
+    shape: tuple[int, ...], residual: Array, cotangent: Array
+) -> tuple[Array]:
+    # Summed in float32 and saturated once: saturated parts would add up to infinity.
+    planes = [cotangent[..., k].astype(jnp.float32) for k in range(shape[-1])]
+    return (join(tuple(planes), residual[..., None]),)
+
+
+_spread.defvjp(_spread_fwd, _spread_bwd)
+
+
 def is_sharded(array: Array, *, start: int = 0) -> bool:
     """Whether the type of an array shards an axis from `start` on (Explicit axes)."""
     spec = jax.typeof(array).sharding.spec

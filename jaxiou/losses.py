@@ -327,7 +327,7 @@ def _loss(
         return transform(_measure.aligned(measure, boxes1, boxes2)).astype(dtype)
     mask = _checks.as_mask(function, "where", where, shape)
     boxes1, boxes2 = (
-        _measure.select(mask, jnp.broadcast_to(boxes, (*shape, boxes.shape[-1])))
+        _measure.select(mask, _measure.spread(measure, boxes, shape))
         for boxes in (boxes1, boxes2)
     )
     values = transform(_measure.aligned(measure, boxes1, boxes2))

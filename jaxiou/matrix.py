@@ -175,7 +175,10 @@ class Operands:
             function, names, arrays[0].shape[:-2], arrays[1].shape[:-2]
         )
         arrays = list(_measure.promote(*arrays))
-        self.boxes1, self.boxes2 = (self._flat(a, 2) for a in arrays)
+        self.boxes1, self.boxes2 = (
+            self._flat(_measure.spread(self.measure, a, (*self.batch, a.shape[-2])), 2)
+            for a in arrays
+        )
         self.where1, self.where2 = (
             self.mask(name, where, array.shape[1])
             for name, where, array in zip(

@@ -234,3 +234,27 @@ def test_the_gradient_is_minus_that_of_the_measure():
         loss = jax.grad(lambda a, m=measure: jaxiou.box_loss(a, b, measure=m).sum())
         plain = jax.grad(lambda a, m=measure: m(a, b).sum())
         np.testing.assert_array_equal(loss(a), -plain(a))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_gradients_of_a_box_used_often_stay_finite(dtype):
+    small = np.array([[0, 0, 1e-4, 1e-4]])
+    one, many = jnp.asarray(small, dtype), jnp.asarray(np.tile(small, (99, 1)), dtype)
+    many = many * jnp.asarray(1.3, dtype)
+    where = np.arange(99) > 0
+
+    def total(one, many):
+        return jaxiou.giou_loss(one, many, where=where).astype(jnp.float32).sum()
+
+    found = np.asarray(jax.grad(total)(one, many), np.float64)
+    wide = (x.astype(jnp.float32) for x in (one, many))
+    limit = float(jnp.finfo(dtype).max)
+    wanted = np.clip(np.asarray(jax.grad(total)(*wide), np.float64), -limit, limit)
+    # Cotangents of every pair come in half precision: 2 ulp of it each.
+    np.testing.assert_allclose(found, wanted, rtol=2 * float(jnp.finfo(dtype).eps))
+
+    def matrix(one, many):
+        values = jaxiou.pairwise(one, many[:, None], measure=jaxiou.giou)
+        return values.astype(jnp.float32).sum()
+
+    assert np.isfinite(np.asarray(jax.grad(matrix)(one, many), np.float32)).all()
