@@ -29,7 +29,15 @@ _LAYOUTS = {
 
 def as_real(function: str, name: str, value: ArrayLike) -> Array:
     """Converts to an array of a real, non-boolean dtype."""
-    array = jnp.asarray(value)
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        # None, strings and ragged lists; their contents may be long.
+        raise type(error)(
+            f"jaxiou.{function}: `{name}` is a {type(value).__name__} that makes no "
+            f"array ({error}), wanted numbers; pad lists of different lengths to one "
+            "length and leave the padding out with `where=`."
+        ) from None
     if array.dtype == jnp.bool_ or not (
         jnp.issubdtype(array.dtype, jnp.floating)
         or jnp.issubdtype(array.dtype, jnp.integer)

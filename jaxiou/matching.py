@@ -6,7 +6,7 @@ compilation serves every count. No matrix of anchors × targets is written.
 
 __all__ = ["Assignment", "match_anchors", "take_targets"]
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -94,8 +94,8 @@ def match_anchors(
         there. mmdetection gives a forced anchor to the target that forces it instead
         of the anchor's own best.
     """
-    numbers = isinstance(positive, int | float) and isinstance(negative, int | float)
-    if numbers and negative > positive:
+    traced = _checks.is_traced(positive) or _checks.is_traced(negative)
+    if not traced and negative > positive:
         raise ValueError(
             f"jaxiou.match_anchors: `negative` is {negative}, above `positive`, "
             f"{positive}; anchors in between are neither, so negative <= positive."
@@ -161,7 +161,8 @@ def take_targets(
     Args:
         targets: `(*batch, m, ...)`: boxes, labels, anything with one row per target.
         assignment: result of an assigner, indices `(*batch, n)`.
-        fill: value for anchors without a target, of a type that fits the targets.
+        fill: value for anchors without a target: a number, a row, or a row per anchor,
+            of a type that fits the targets.
 
     Returns:
         `(*batch, n, ...)` in the targets' dtype.
@@ -170,8 +171,10 @@ def take_targets(
         m may be 0: everything is fill.
 
     Raises:
-        ValueError: where the leading axes of the two do not agree.
-        TypeError: where the fill value does not fit the targets' dtype.
+        ValueError: where the leading axes of the two do not agree, or the fill value
+            does not broadcast to the result.
+        TypeError: where the fill value does not fit the targets' dtype, or the
+            assignment is not one.
 
     Example:
         >>> import jaxiou
@@ -183,6 +186,12 @@ def take_targets(
     Reference:
         The gather after every assigner; torchvision clamps the indices and masks later.
     """
+    if not hasattr(assignment, "indices"):
+        raise TypeError(
+            f"jaxiou.take_targets: `assignment` is a {type(assignment).__name__}, "
+            "wanted an Assignment, as `jaxiou.match_anchors` returns it; of indices "
+            "alone make one with `jaxiou.Assignment(indices, values)`."
+        )
     array = _measure.replicate(jnp.asarray(targets))
     indices = _measure.replicate(assignment.indices)
     lead = indices.ndim - 1
@@ -192,15 +201,10 @@ def take_targets(
             f"axes {indices.shape[:lead]} and one row per target, as `assignment` has "
             f"indices of shape {indices.shape}; broadcast the targets first."
         )
-    if jnp.result_type(array.dtype, fill) != array.dtype:
-        raise TypeError(
-            f"jaxiou.take_targets: `fill` is {fill!r}, which does not fit targets of "
-            f"dtype {array.dtype}; convert one of the two."
-        )
-    filling = jnp.asarray(fill, array.dtype)
     size, rest = array.shape[lead], array.shape[lead + 1 :]
+    filling = _fill(fill, array.dtype, (*indices.shape, *rest))
     if size == 0:
-        return jnp.broadcast_to(filling, (*indices.shape, *rest))
+        return filling
     rows = indices.reshape(*indices.shape, *(1,) * len(rest))
 
     def gather(array: Array, indices: Array) -> Array:
@@ -209,3 +213,28 @@ def take_targets(
     for _ in range(lead):
         gather = jax.vmap(gather)
     return jnp.where(rows >= 0, gather(array, indices), filling)
+
+
+def _fill(fill: Any, dtype: jnp.dtype, shape: tuple[int, ...]) -> Array:
+    """The fill value in the dtype of the targets and the shape of the result."""
+    wrong = TypeError(
+        f"jaxiou.take_targets: `fill` is {fill!r}, which does not fit targets of "
+        f"dtype {dtype}; convert one of the two."
+    )
+    # The numbers of a list, unlike an array of them, take on the targets' dtype.
+    if jnp.result_type(dtype, *jax.tree.leaves(fill)) != dtype:
+        raise wrong
+    try:
+        filling = jnp.asarray(fill, dtype)
+    except OverflowError:
+        raise wrong from None
+    try:
+        fits = jnp.broadcast_shapes(filling.shape, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"jaxiou.take_targets: `fill` has shape {filling.shape}, wanted one that "
+            f"broadcasts to {shape}, the result: a number, or a row of `targets`."
+        )
+    return jnp.broadcast_to(filling, shape)

@@ -206,6 +206,14 @@ def test_wrong_boxes_are_refused_by_name(name, position, wrong, error, message):
         jax.eval_shape(PAIRS[name], *arguments)
 
 
+@pytest.mark.parametrize("wrong", [None, [[0, 0, 1, 1], [0, 0, 1]]], ids=type)
+def test_what_is_no_array_is_refused_by_name(wrong):
+    with pytest.raises(
+        (TypeError, ValueError), match=r"^jaxiou\.iou: `boxes2` is a .*pad"
+    ):
+        jaxiou.iou(BOXES, wrong)
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_leading_axes_that_clash_are_refused(name):
     with pytest.raises(ValueError, match=rf"^jaxiou\.{name}: .*do not broadcast"):

@@ -219,3 +219,31 @@ def test_take_targets_errors_name_the_argument():
         jaxiou.take_targets(np.zeros((5, 4)), assignment, fill=0.0)
     with pytest.raises(TypeError, match=r"take_targets: `fill` is 0.5"):
         jaxiou.take_targets(np.zeros((2, 4), np.int32), assignment, fill=0.5)
+    with pytest.raises(TypeError, match=r"`fill` is -1, which does not fit .* uint8"):
+        jaxiou.take_targets(np.zeros((2, 4), np.uint8), assignment, fill=-1)
+    with pytest.raises(ValueError, match=r"`fill` has shape \(3,\), wanted .*\(3, 4\)"):
+        one = jaxiou.Assignment(jnp.zeros(3, int), jnp.zeros(3))
+        jaxiou.take_targets(np.zeros((2, 4)), one, fill=np.zeros(3, np.float32))
+    with pytest.raises(TypeError, match="`assignment` is a ndarray, wanted an Assig"):
+        jaxiou.take_targets(np.zeros((2, 4)), np.zeros(3, int), fill=0.0)
+
+
+def test_take_targets_fills_with_a_row_or_a_row_per_anchor():
+    assignment = jaxiou.Assignment(jnp.array([1, -1, 0, -2]), jnp.zeros(4))
+    boxes = np.arange(8.0, dtype=np.float16).reshape(2, 4)
+    rows = jaxiou.take_targets(boxes, assignment, fill=[9, 8, 7, 6.5])
+    np.testing.assert_array_equal(
+        rows, [boxes[1], [9, 8, 7, 6.5], boxes[0], [9, 8, 7, 6.5]]
+    )
+    assert rows.dtype == jnp.float16
+    anchors = -np.arange(16, dtype=np.float16).reshape(4, 4)
+    own = jaxiou.take_targets(boxes, assignment, fill=anchors)
+    wanted = [boxes[1], anchors[1], boxes[0], anchors[3]]
+    np.testing.assert_array_equal(own, wanted)
+
+
+@pytest.mark.parametrize("number", [float, np.float32, np.float64])
+def test_thresholds_in_the_wrong_order_are_refused_whatever_their_type(number):
+    boxes = np.zeros((2, 4), np.float32)
+    with pytest.raises(ValueError, match=r"`negative` is .*, above `positive`"):
+        jaxiou.match_anchors(boxes, boxes, positive=number(0.3), negative=number(0.4))
