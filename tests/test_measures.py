@@ -328,12 +328,21 @@ def test_finite_input_has_finite_value_and_gradient(measure, form):
 @every
 @both_forms
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_gradients_saturate_in_half_precision(measure, form, dtype):
+def test_gradients_of_small_boxes_are_finite_in_half_precision(measure, form, dtype):
     used, smallest = form_of(measure, form), float(jnp.finfo(dtype).tiny)
     for a, b in (stacked(ORDINARY), stacked(TELL_APART)):
         scaled = [jnp.asarray(x * smallest, dtype) for x in (a, b)]
         for g in gradients(used, *scaled):
             assert g.dtype == dtype and np.isfinite(np.asarray(g, np.float32)).all()
+
+
+@every
+def test_gradients_saturate_in_half_precision(measure):
+    # Sides of 1e-7, the smallest there are: their inverse is beyond 65504.
+    smallest = float(jnp.finfo(jnp.float16).smallest_subnormal)
+    scaled = [jnp.asarray(x * smallest, jnp.float16) for x in stacked(TELL_APART)]
+    found = np.abs(np.asarray(gradients(measure, *scaled), np.float64))
+    assert np.isfinite(found).all() and found.max() == 65504
 
 
 def one_sided(function, box, coordinate, sign, step=1e-7):
