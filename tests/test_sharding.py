@@ -1,0 +1,59 @@
+"""Arrays spread over eight devices: the same results, and no error."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import random_boxes
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxiou
+
+IMAGES, ANCHORS, TARGETS = 8, 24, 8
+
+
+def everything(anchors, targets, where):
+    """Matching, a loss, a matrix, their gradients, and suppression."""
+    found = jaxiou.match_anchors(anchors, targets, where=where, ignore=~where)
+    wanted = jaxiou.take_targets(targets, found, fill=0.0)
+
+    def total(anchors):
+        loss = jaxiou.giou_loss(anchors, wanted, where=found.indices >= 0)
+        matrix = jaxiou.pairwise(anchors, targets, where2=where)
+        return jnp.sum(loss) + jnp.sum(matrix**2)
+
+    kept = jaxiou.nms(anchors, anchors[..., 0], threshold=0.3, max_outputs=9)
+    return found, kept, *jax.value_and_grad(total)(anchors)
+
+
+@pytest.fixture(scope="module")
+def images():
+    anchors = random_boxes(1, IMAGES, ANCHORS, extent=60)
+    targets = random_boxes(2, IMAGES, TARGETS, extent=60)
+    where = np.random.default_rng(3).random((IMAGES, TARGETS)) < 0.6
+    return (anchors, targets, where), jax.jit(everything)(anchors, targets, where)
+
+
+@pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize(
+    "specs",
+    [(P("d"), P("d"), P("d")), (P(None, "d"), P(), P())],
+    ids=["images", "anchors"],
+)
+def test_sharded_arrays_give_the_same_results(images, axes, specs):
+    arguments, wanted = images
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(axes,))
+    with jax.set_mesh(mesh):
+        spread = [
+            jax.device_put(x, NamedSharding(mesh, spec))
+            for x, spec in zip(arguments, specs, strict=True)
+        ]
+        assert len(spread[0].sharding.device_set) == 8
+        found = jax.jit(everything)(*spread)
+    for x, y in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
+        if jnp.issubdtype(y.dtype, jnp.floating):
+            # Sums over devices add in another order.
+            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+        else:
+            np.testing.assert_array_equal(x, y)
