@@ -1,0 +1,105 @@
+"""The same answers with and without `jit`, and on boxes that nobody thought of."""
+
+import chex
+import hypothesis
+import hypothesis.extra.numpy as arrays
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from cases import random_boxes
+from hypothesis import strategies
+
+import jaxiou
+
+N, M = 40, 7
+ANCHORS, TARGETS = random_boxes(1, N), random_boxes(2, M)
+SCORES = np.random.default_rng(3).permutation(N).astype(np.float32)
+REAL = np.arange(M) < 5
+
+FUNCTIONS = {
+    "giou_loss": lambda: jaxiou.giou_loss(ANCHORS[:M], TARGETS, where=REAL),
+    "pairwise": lambda: jaxiou.pairwise(ANCHORS, TARGETS, measure=jaxiou.ciou),
+    "best_match": lambda: jaxiou.best_match(ANCHORS, TARGETS, where2=REAL),
+    "match_anchors": lambda: jaxiou.match_anchors(ANCHORS, TARGETS, where=REAL),
+    "nms": lambda: jaxiou.nms(ANCHORS, SCORES, threshold=0.3, max_outputs=12),
+    "encode": lambda: jaxiou.encode(ANCHORS[:M], TARGETS),
+    "jaccard_loss": lambda: jaxiou.jaccard_loss(
+        SCORES[:M] / N, REAL.astype(np.float32), axis=None
+    ),
+}
+
+
+class Variants(chex.TestCase):
+    """Each function compiled as a whole, and operation by operation."""
+
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_jit_changes_no_index_and_no_value_by_more_than_rounding(self):
+        for name, function in FUNCTIONS.items():
+            with self.subTest(name):
+                found = self.variant(function)()
+                # The reference is computed one operation at a time, without the caches.
+                with jax.disable_jit():
+                    wanted = function()
+                chex.assert_trees_all_equal_structs(found, wanted)
+                chex.assert_trees_all_equal_shapes_and_dtypes(found, wanted)
+                # 4 ulp of values up to 1, losses and offsets up to 2 included.
+                chex.assert_trees_all_close(found, wanted, rtol=5e-7, atol=5e-7)
+
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_gradients_are_finite_trees_of_the_inputs(self):
+        inputs = {"predictions": jnp.asarray(ANCHORS[:M]), "targets": TARGETS}
+
+        def total(boxes):
+            return jaxiou.diou_loss(**boxes, where=REAL).sum()
+
+        gradients = self.variant(jax.grad(total))(inputs)
+        chex.assert_trees_all_equal_shapes_and_dtypes(gradients, inputs)
+        chex.assert_tree_all_finite(gradients)
+        masked = jax.tree.map(lambda gradient: gradient[~REAL], gradients)
+        chex.assert_trees_all_equal(masked, jax.tree.map(jnp.zeros_like, masked))
+
+
+finite = strategies.floats(width=32, allow_nan=False, allow_infinity=False)
+any_boxes = arrays.arrays(np.float32, (8, 4), elements=finite)
+
+
+@pytest.mark.parametrize("name", ["iou", "iof", "giou", "diou", "ciou"])
+def test_any_finite_boxes_have_a_value_in_the_range_and_a_finite_gradient(name):
+    measure = getattr(jaxiou, name)
+    both = jax.jit(
+        lambda a, b: (
+            measure(a, b),
+            jax.grad(lambda a, b: measure(a, b).sum(), argnums=(0, 1))(a, b),
+        )
+    )
+
+    # No deadline: the first example compiles.
+    @hypothesis.settings(max_examples=150, deadline=None, derandomize=True)
+    @hypothesis.given(any_boxes, any_boxes)
+    def check(a, b):
+        values, gradients = both(a, b)
+        assert np.all(np.isfinite(values)), values
+        assert np.all((values >= measure.minimum) & (values <= measure.maximum))
+        assert all(np.all(np.isfinite(gradient)) for gradient in gradients)
+
+    check()
+
+
+def test_any_whole_numbered_boxes_have_the_exact_iou():
+    whole = strategies.integers(-1000, 1000)
+    compiled = jax.jit(jaxiou.iou)
+
+    @hypothesis.settings(max_examples=150, deadline=None, derandomize=True)
+    @hypothesis.given(*[arrays.arrays(np.int32, (8, 4), elements=whole)] * 2)
+    def check(a, b):
+        found = compiled(a, b)
+        wanted = [
+            float(oracle.iou(oracle.exact(x), oracle.exact(y)))
+            for x, y in zip(a.tolist(), b.tolist(), strict=True)
+        ]
+        # Areas below 2^24 are exact; larger ones, and the quotient, are rounded.
+        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=0)
+
+    check()
