@@ -108,6 +108,11 @@ def nms(
                 "convert with `labels.astype(int)`."
             )
 
+    # A loop under vmap goes on for every image until the last one is done. Without an
+    # accelerator to fill it is faster to take them one by one.
+    alone = jax.default_backend() == "cpu"
+
+    @(jax.custom_batching.sequential_vmap if alone else lambda function: function)
     def one(boxes: Array, score: Array, takes_part: Array, label: Array) -> Array:
         return _greedy(measure, threshold, max_outputs, boxes, score, takes_part, label)
 

@@ -5,6 +5,7 @@ Nothing here is of size n × m except the matrix itself where it is the result: 
 functions walk blocks of rows, small enough to stay in a cache.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -13,8 +14,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._measure import Measure, Planes, is_sharded
 
-# Pairs per block: 256 KiB in float32, a share of one core's second-level cache.
-_BLOCK = 1 << 16
+# Pairs per block: 512 KiB in float32, what fits the second-level caches of two cores.
+_BLOCK = 1 << 17
+# Strips that a block is folded into before a reduction, see `_best`.
+_STRIPS = 16
 
 
 class Matches(NamedTuple):
@@ -43,7 +46,19 @@ def _block_rows(batch: int, n: int, m: int) -> int:
 
 def pairwise(measure: Measure, planes1: Planes, planes2: Planes) -> Array:
     """The matrix `(batch, n, m)`. XLA fuses the formula into its one write."""
-    return measure.planes(_rows(planes1), _columns(planes2))
+    columns = _columns(tuple(_settled(p) for p in planes2))
+    return measure.planes(_rows(planes1), columns)
+
+
+def _settled(plane: Array) -> Array:
+    """The same plane, written to memory by XLA on its own.
+
+    Otherwise the inner loop over the matrix fetches every fourth number of the boxes
+    and clips it once per pair: four times slower on a CPU. A barrier does not prevent
+    that, it is gone before XLA fuses; a sum, be it of the plane and zero, is not fused.
+    """
+    first = jnp.array([True, False]).reshape(2, *(1,) * plane.ndim)
+    return jnp.where(first, plane[None], 0).sum(axis=0)
 
 
 def pairwise_vjp(
@@ -111,61 +126,141 @@ def best_match(
     the best value of some column which is above the measure's minimum.
     """
     (batch, n), m = planes1[0].shape, planes2[0].shape[1]
-    dtype = jnp.result_type(planes1[0], planes2[0])
-    nothing = Matches(
-        jnp.full((batch, n), -jnp.inf, dtype),
-        jnp.full((batch, n), -1, jnp.int32),
-        jnp.full((batch, m), -jnp.inf, dtype),
-        jnp.full((batch, m), -1, jnp.int32),
-        jnp.zeros((batch, n), bool),
-    )
     if not batch * n * m:
-        return nothing
-    rows = _block_rows(batch, n, m)
+        dtype = jnp.result_type(planes1[0], planes2[0])
+        return Matches(
+            jnp.full((batch, n), -jnp.inf, dtype),
+            jnp.full((batch, n), -1, jnp.int32),
+            jnp.full((batch, m), -jnp.inf, dtype),
+            jnp.full((batch, m), -1, jnp.int32),
+            jnp.zeros((batch, n), bool),
+        )
+
+    # One image after the other, also under the caller's vmap: memory for one of them.
+    @jax.custom_batching.sequential_vmap
+    def one(
+        planes1: Planes, planes2: Planes, where1: Array, where2: Array
+    ) -> tuple[Array, ...]:
+        return _match_one(measure, planes1, planes2, where1, where2, ties)
+
+    return Matches(*jax.vmap(one)(planes1, planes2, where1, where2))
+
+
+def _match_one(
+    measure: Measure,
+    planes1: Planes,
+    planes2: Planes,
+    where1: Array,
+    where2: Array,
+    ties: bool,
+) -> tuple[Array, ...]:
+    """`best_match` of one image: planes `(n,)` and `(m,)`."""
+    n, m = planes1[0].size, planes2[0].size
+    dtype = jnp.result_type(planes1[0], planes2[0])
+    # Columns in strips of whole vectors: a loop's remainder runs number by number.
+    width = m if m < 8 else _padded(m, 8 * -(-m // (8 * _STRIPS)))
+    rows = max(1, _BLOCK // width)
+    rows = rows if rows < _STRIPS else rows - rows % _STRIPS
+    rows = min(rows, n if n < _STRIPS else _padded(n, _STRIPS))
     steps = -(-n // rows)
-    columns = _columns(planes2)
-    column_ids = jnp.arange(m, dtype=jnp.int32)[None, None, :]
+
+    def pad(x: Array, size: int) -> Array:
+        """Filled up with zeros, that is with False."""
+        return jnp.pad(x, (0, size - x.size))
 
     def blocks(x: Array) -> Array:
-        """(batch, n) to (steps, batch, rows), padded with zeros, that is with False."""
-        x = jnp.pad(x, ((0, 0), (0, steps * rows - n)))
-        return jnp.moveaxis(x.reshape(batch, steps, rows), 1, 0)
+        return pad(x, steps * rows).reshape(steps, rows)
 
-    def body(best: tuple[Array, Array], block: Any) -> tuple[tuple[Array, Array], Any]:
-        planes, mask, start = block
-        values2, indices2 = best
-        values = measure.planes(_rows(planes), columns)
-        allowed = mask[:, :, None] & where2[:, None, :] & ~jnp.isnan(values)
-        # The barrier makes all readers below see the same bits: fused into each of
-        # them, the formula would be contracted differently and equality would fail.
-        values = jax.lax.optimization_barrier(jnp.where(allowed, values, -jnp.inf))
-        row_best = values.max(axis=2)
-        row_index = jnp.where(values == row_best[:, :, None], column_ids, m).min(axis=2)
-        column_best = values.max(axis=1)
-        row_ids = start + jnp.arange(rows, dtype=jnp.int32)[None, :, None]
-        hit = values == column_best[:, None, :]
-        column_index = jnp.where(hit, row_ids, steps * rows).min(axis=1)
-        better = column_best > values2
-        if ties:
-            claims = values2 > measure.minimum
-            tied = ((values == values2[:, None, :]) & claims[:, None, :]).any(axis=2)
-        else:
-            tied = jnp.zeros_like(mask)
-        best = (
-            jnp.where(better, column_best, values2),
-            jnp.where(better, column_index, indices2),
-        )
-        return best, (row_best, row_index, tied)
+    columns = tuple(pad(p, width)[None, :] for p in planes2)
+    planes = tuple(blocks(p) for p in planes1)
+    masks = blocks(where1)
+    # Added to the values: NaN stays NaN and wins nothing, -inf wins nothing either.
+    penalty1 = jnp.where(masks, 0, -jnp.inf).astype(dtype)
+    penalty2 = jnp.where(pad(where2, width), 0, -jnp.inf).astype(dtype)[None, :]
 
-    starts = jnp.arange(steps, dtype=jnp.int32) * rows
-    xs = (tuple(blocks(p) for p in planes1), blocks(where1), starts)
-    if ties:
-        xs = jax.tree.map(lambda x: jnp.concatenate([x, x]), xs)
-    best, per_row = jax.lax.scan(body, (nothing.values2, nothing.indices2), xs)
+    def values(step: Array, _: Array) -> Array:
+        out = measure.planes(tuple(p[step][:, None] for p in planes), columns)
+        return out + (penalty1[step][:, None] + penalty2)
 
-    def rows_of(x: Array) -> Array:
-        return jnp.moveaxis(x[-steps:], 0, 1).reshape(batch, steps * rows)[:, :n]
+    def body(best: tuple[Array, Array], x: Any) -> tuple[tuple[Array, Array], Any]:
+        step, second = x
+        # A loop of one round makes all readers below see the same bits: fused into each
+        # of them, the formula could be contracted differently and equality would fail.
+        # (A barrier is gone by the time XLA fuses.) Blocks of padding are no round.
+        nothing = jnp.full((rows, width), -jnp.inf, dtype)
+        stop = step + masks[step].any().astype(jnp.int32)
+        found = jax.lax.fori_loop(step, stop, values, nothing)
 
-    values1, indices1, tied1 = (rows_of(x) for x in per_row)
+        def first_pass() -> Any:
+            row_best, row_index = _best(found, 1)
+            column_best, column_index = _best(found, 0)
+            better = column_best > best[0]
+            new = (
+                jnp.where(better, column_best, best[0]),
+                jnp.where(better, step * rows + column_index, best[1]),
+            )
+            return new, (row_best, row_index, jnp.zeros((rows,), bool))
+
+        def second_pass() -> Any:
+            tied = _attains(found, best[0], measure.minimum)
+            none = jnp.zeros((rows,), dtype), jnp.zeros((rows,), jnp.int32)
+            return best, (*none, tied)
+
+        return jax.lax.cond(second, second_pass, first_pass) if ties else first_pass()
+
+    passes = 2 if ties else 1
+    xs = (
+        jnp.tile(jnp.arange(steps, dtype=jnp.int32), passes),
+        jnp.arange(passes * steps) >= steps,
+    )
+    start = (
+        jnp.full((width,), -jnp.inf, dtype),
+        jnp.full((width,), -1, jnp.int32),
+    )
+    (values2, indices2), per_row = jax.lax.scan(body, start, xs)
+    values1, indices1 = (x[:steps].reshape(-1)[:n] for x in per_row[:2])
     indices1 = jnp.where(values1 == -jnp.inf, -1, indices1)
-    return Matches(values1, indices1, *best, tied1)
+    tied = per_row[2][-steps:].reshape(-1)[:n]
+    return values1, indices1, values2[:m], indices2[:m], tied
+
+
+def _padded(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def _strips(block: Array, axis: int) -> list[Array]:
+    """A block cut along an axis into equal strips, of whole vectors if possible."""
+    size = block.shape[axis]
+    count = next(
+        k for unit in (8, 1) for k in range(_STRIPS, 0, -1) if size % (k * unit) == 0
+    )
+    return jnp.split(block, count, axis)
+
+
+def _best(block: Array, axis: int) -> tuple[Array, Array]:
+    """Maximum and first argmax along an axis; NaN never wins.
+
+    A reduction reads number by number. Laid over each other, the strips are compared
+    element by element, which is vectorised, and one strip is left to reduce.
+    """
+    strips = _strips(block, axis)
+    size, width = block.shape[axis], strips[0].shape[axis]
+    top = jnp.full(strips[0].shape, -jnp.inf, block.dtype)
+    for strip in strips:
+        top = jnp.where(strip > top, strip, top)
+    best = top.max(axis=axis, keepdims=True)
+    # Whole numbers in a float: XLA reduces those faster than integers.
+    kind = jnp.float32 if size < 1 << 24 else jnp.int32
+    index = jnp.full(top.shape, len(strips), kind)
+    for k, strip in reversed(list(enumerate(strips))):
+        index = jnp.where(strip == best, k, index)
+    index = index * width + jax.lax.broadcasted_iota(kind, top.shape, axis)
+    return best.squeeze(axis), index.min(axis=axis).astype(jnp.int32)
+
+
+def _attains(block: Array, best: Array, minimum: float) -> Array:
+    """The rows of a block that hold the best value of a column, one above `minimum`."""
+    target = jnp.where(best > minimum, best, jnp.nan)[None, :]  # NaN equals nothing
+    pairs = zip(_strips(block, 1), _strips(target, 1), strict=True)
+    hits = [strip == wanted for strip, wanted in pairs]
+    return functools.reduce(jnp.logical_or, hits).any(axis=1)
