@@ -284,6 +284,14 @@ def test_best_match_writes_no_matrix(measure, workload):
     assert used < 64 * (n + m) + 8 * 4 * xla._BLOCK
 
 
+@pytest.mark.parametrize("lift", [lambda f: f, jax.vmap], ids=["batch", "vmap"])
+def test_a_batch_of_crowded_images_needs_the_memory_of_one(lift):
+    sides = [jax.ShapeDtypeStruct((128, s, 4), jnp.float32) for s in (8400, 4967)]
+    compiled = jax.jit(lift(jaxiou.best_match)).lower(*sides).compile()
+    # 21 GB as matrices; the results alone are 14 MB.
+    assert compiled.memory_analysis().temp_size_in_bytes < 50e6
+
+
 @pytest.mark.parametrize("function", [jaxiou.pairwise, jaxiou.best_match])
 def test_one_compilation_serves_every_count(function):
     traces = []

@@ -38,9 +38,9 @@ def _columns(planes: Planes) -> Planes:
     return tuple(p[..., None, :] for p in planes)
 
 
-def _block_rows(batch: int, n: int, m: int) -> int:
-    """Rows per block: a multiple of 8 where there are that many."""
-    rows = max(1, _BLOCK // max(1, batch * m))
+def _gradient_rows(batch: int, n: int, m: int) -> int:
+    """Rows per block of the derivative, which writes eight numbers per pair."""
+    rows = max(1, _BLOCK // max(1, 8 * batch * m))
     return min(n, rows if rows < 8 else rows // 8 * 8)
 
 
@@ -66,7 +66,7 @@ def pairwise_vjp(
 ) -> tuple[Planes, Planes]:
     """Cotangents of the planes; the formula is recomputed block by block."""
     batch, n, m = cotangent.shape
-    rows = _block_rows(batch, n, m)
+    rows = _gradient_rows(batch, n, m)
     if not batch * n * m:
         return jax.tree.map(jnp.zeros_like, (planes1, planes2))
     steps = -(-n // rows)
@@ -89,7 +89,13 @@ def pairwise_vjp(
         fresh = first + jnp.arange(rows) >= start
         block = jnp.where(fresh[None, :, None], cut(cotangent), 0)
         over_rows = _rows(tuple(cut(p) for p in planes1))
-        rows_grad, columns_grad = measure.planes_vjp(over_rows, columns, block)
+        # Broadcast first, so that the sums are ours: XLA's would repeat the formula.
+        wide = jax.tree.map(
+            lambda p: jnp.broadcast_to(p, block.shape), (over_rows, columns)
+        )
+        rows_grad, columns_grad = measure.planes_vjp(*wide, block)
+        rows_grad = tuple(_total(g, 2) for g in rows_grad)
+        columns_grad = tuple(_total(g, 1) for g in columns_grad)
         return jax.tree.map(jnp.add, total, columns_grad), rows_grad
 
     zeros = jax.tree.map(jnp.zeros_like, columns)
@@ -256,6 +262,18 @@ def _best(block: Array, axis: int) -> tuple[Array, Array]:
         index = jnp.where(strip == best, k, index)
     index = index * width + jax.lax.broadcasted_iota(kind, top.shape, axis)
     return best.squeeze(axis), index.min(axis=axis).astype(jnp.int32)
+
+
+def _total(block: Array, axis: int) -> Array:
+    """The sum along an axis, which stays with size 1; in strips like `_best`."""
+    size = block.shape[axis]
+    width = 8 * -(-size // (8 * _STRIPS))
+    ends = list(range(width, size, width))
+    *strips, last = jnp.split(block, ends, axis)
+    total = last.sum(axis, keepdims=True)
+    if strips:
+        total += functools.reduce(jnp.add, strips).sum(axis, keepdims=True)
+    return total
 
 
 def _attains(block: Array, best: Array, minimum: float) -> Array:
