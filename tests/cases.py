@@ -75,16 +75,6 @@ DEGENERATE = {
     "elongated cross": ([0, 500, 1000, 501], [400, 0, 401, 1003]),
 }
 
-# Sizes of the matrices that matter: anchors or predictions times targets.
-WORKLOADS = {
-    "coco": (8_400, 100),
-    "dense": (16_800, 512),
-    "long": (100_000, 300),
-    "square": (5_000, 5_000),
-    "crowded": (8_400, 4_967),
-    "lopsided": (1_000_000, 2_000),
-}
-
 
 def stacked(pairs, dtype=np.float32):
     """Pairs, or a dict of them, as two arrays `(n, 4)`."""

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from cases import DEGENERATE, TELL_APART, WORKLOADS, random_boxes, stacked
+from cases import DEGENERATE, TELL_APART, random_boxes, stacked
 
 import jaxiou
+from benchmarks.workloads import WORKLOADS
 from jaxiou.kernels import xla
 
 MEASURES = [jaxiou.iou, jaxiou.iof, jaxiou.giou, jaxiou.diou, jaxiou.ciou]

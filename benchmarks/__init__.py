@@ -1,0 +1,1 @@
+"""How fast and how large: named workloads × implementations, `python -m benchmarks`."""

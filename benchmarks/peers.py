@@ -1,0 +1,237 @@
+"""Other libraries at their best, each imported only when it is asked to take part.
+
+What a library takes at its best (xywh in float64, tensors on the GPU) is prepared
+beforehand and not timed.
+"""
+
+import importlib.metadata
+
+import jax
+import numpy as np
+
+from . import plain
+from .in_jax import THRESHOLD, refuse_large
+from .timing import Call, Skip
+
+
+def on_cpu():
+    if jax.default_backend() != "cpu":
+        raise Skip("runs on the CPU")
+
+
+def with_numpy(job, inputs):
+    on_cpu()
+    match job.family, job.case:
+        case "pairwise", "forward":
+            return Call(lambda: plain.matrix(np, *inputs))
+        case "match", "best_match":
+            refuse_large(job)
+
+            def best(a, b):
+                matrix = plain.matrix(np, a, b)
+                return matrix.max(1), matrix.argmax(1), matrix.max(0), matrix.argmax(0)
+
+            return Call(lambda: stacked(best(*x) for x in zip(*inputs, strict=True)))
+        case "nms", _:
+            return Call(lambda: numpy_nms(*inputs))
+    raise Skip
+
+
+def stacked(results):
+    return [np.stack(x) for x in zip(*results, strict=True)]
+
+
+def numpy_nms(boxes, scores):
+    x1, y1, x2, y2 = boxes.T
+    areas, kept = (x2 - x1) * (y2 - y1), []
+    order = np.argsort(-scores, kind="stable")
+    while order.size:
+        first, rest = order[0], order[1:]
+        kept.append(first)
+        width = np.minimum(x2[first], x2[rest]) - np.maximum(x1[first], x1[rest])
+        height = np.minimum(y2[first], y2[rest]) - np.maximum(y1[first], y1[rest])
+        shared = width.clip(0) * height.clip(0)
+        order = rest[shared <= THRESHOLD * (areas[first] + areas[rest] - shared)]
+    return np.asarray(kept)
+
+
+def to_torch(inputs):
+    import torch
+
+    device = "cpu"
+    if jax.default_backend() == "gpu":
+        if not torch.cuda.is_available():
+            raise Skip("this torch has no CUDA")
+        device = "cuda"
+
+    def timed(function):
+        def run():
+            result = function()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            return result
+
+        return Call(run)
+
+    # JAX reads a NumPy array in place: torch has its own.
+    return torch, [torch.tensor(x, device=device) for x in inputs], timed
+
+
+def torch_best(matrix):
+    (values1, indices1), (values2, indices2) = matrix.max(1), matrix.max(0)
+    return values1, indices1, values2, indices2
+
+
+def each_image(torch, function, inputs):
+    return lambda: [
+        torch.stack(x)
+        for x in zip(*(function(*x) for x in zip(*inputs, strict=True)), strict=True)
+    ]
+
+
+def autograd(torch, function, a, *rest, both=False):
+    """Value and gradients; `rest` ends in the cotangent where both sides want one."""
+    a = a.detach().requires_grad_()
+    if both:
+        b, cotangent = rest
+        b = b.detach().requires_grad_()
+        return torch.autograd.grad(function(a, b), (a, b), cotangent)
+    value = function(a, *rest)
+    return value.detach(), torch.autograd.grad(value, a)[0]
+
+
+def with_torchvision(job, inputs):
+    import torchvision.ops as ops
+
+    torch, tensors, timed = to_torch(inputs)
+    match job.family, job.case:
+        case "pairwise", "forward":
+            return timed(lambda: ops.box_iou(*tensors))
+        case "pairwise", "vjp":
+            return timed(lambda: autograd(torch, ops.box_iou, *tensors, both=True))
+        case "match", "best_match":
+            refuse_large(job)
+            best = lambda a, b: torch_best(ops.box_iou(a, b))  # noqa: E731
+            return timed(each_image(torch, best, tensors))
+        case "match", "match_anchors":
+            from torchvision.models.detection._utils import Matcher
+
+            matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
+
+            def assign(anchors, targets):
+                matrix = ops.box_iou(targets, anchors)
+                return matcher(matrix), matrix.max(0).values
+
+            return timed(each_image(torch, assign, tensors))
+        case "losses", name if name != "iou":
+            long = {"g": "generalized", "d": "distance", "c": "complete"}[name[0]]
+            loss = getattr(ops, f"{long}_box_iou_loss")
+            total = lambda a, b: loss(a, b, reduction="sum")  # noqa: E731
+            return timed(lambda: autograd(torch, total, *tensors))
+        case "nms", _:
+            return timed(lambda: ops.nms(*tensors, THRESHOLD))
+    raise Skip
+
+
+def with_compile(job, inputs):
+    """The whole workload as one graph of the clean formula."""
+    torch, tensors, timed = to_torch(inputs)
+    torch._dynamo.reset()
+    matrix = lambda a, b: plain.matrix(torch, a, b)  # noqa: E731
+    match job.family, job.case:
+        case "pairwise", "forward":
+            whole = matrix
+        case "pairwise", "vjp":
+            whole = lambda a, b, g: torch.func.vjp(matrix, a, b)[1](g)  # noqa: E731
+        case "match", "best_match":
+            refuse_large(job)
+            whole = torch.compile(lambda a, b: torch_best(matrix(a, b)), dynamic=False)
+            return timed(each_image(torch, whole, tensors))
+        case "losses", name:
+
+            def total(a, b):
+                stop = torch.Tensor.detach
+                return (1 - getattr(plain, name)(torch, a.T, b.T, stop)).sum()
+
+            def whole(a, b):
+                gradient, value = torch.func.grad_and_value(total)(a, b)
+                return value, gradient
+
+        case _:
+            raise Skip
+    whole = torch.compile(whole, dynamic=False)
+    return timed(lambda: whole(*tensors))
+
+
+def with_powerboxes(job, inputs, nms="nms"):
+    import powerboxes
+
+    on_cpu()
+    match job.family, job.case:
+        case "pairwise", "forward" if nms == "nms":
+            run = lambda: powerboxes.parallel_iou_distance(*inputs)  # noqa: E731
+            return Call(run, read=lambda distance: 1 - distance)
+        case "nms", _:
+            boxes, scores = inputs[0], inputs[1].astype(np.float64)
+            function = getattr(powerboxes, nms)
+            return Call(lambda: function(boxes, scores, THRESHOLD, -1.0))
+    raise Skip
+
+
+def with_rtree(job, inputs):
+    return with_powerboxes(job, inputs, "rtree_nms")
+
+
+def with_pycocotools(job, inputs):
+    from pycocotools import mask
+
+    on_cpu()
+    if (job.family, job.case) != ("pairwise", "forward"):
+        raise Skip
+    a, b = (
+        np.concatenate([x[:, :2], x[:, 2:] - x[:, :2]], 1, np.float64) for x in inputs
+    )
+    crowd = np.zeros(job.m, np.uint8)
+    return Call(lambda: mask.iou(a, b, crowd))
+
+
+def with_pykeops(job, inputs):
+    """A symbolic matrix reduced in tiles: the nearest ancestor of `best_match`."""
+    if (job.family, job.case) != ("match", "best_match") or job.images > 1:
+        raise Skip
+    _, (a, b), timed = to_torch([x[0] for x in inputs])
+    from pykeops.torch import LazyTensor
+
+    a = [LazyTensor(a[:, None, k : k + 1].contiguous()) for k in range(4)]
+    b = [LazyTensor(b[None, :, k : k + 1].contiguous()) for k in range(4)]
+    larger = lambda x, y: x + (y - x).relu()  # noqa: E731
+    smaller = lambda x, y: x - (x - y).relu()  # noqa: E731
+    width = (smaller(a[2], b[2]) - larger(a[0], b[0])).relu()
+    height = (smaller(a[3], b[3]) - larger(a[1], b[1])).relu()
+    areas = ((x[2] - x[0]) * (x[3] - x[1]) for x in (a, b))
+    matrix = width * height / (sum(areas) - width * height)
+
+    def best():
+        both = (*matrix.max_argmax(axis=1), *matrix.max_argmax(axis=0))
+        return [x.reshape(1, -1) for x in both]
+
+    return timed(best)
+
+
+# Name: the distribution it comes in, and the implementation.
+PEERS = {
+    "torchvision": ("torchvision", with_torchvision),
+    "torch.compile": ("torch", with_compile),
+    "powerboxes": ("powerboxes", with_powerboxes),
+    "powerboxes r-tree": ("powerboxes", with_rtree),
+    "pycocotools": ("pycocotools", with_pycocotools),
+    "pykeops": ("pykeops", with_pykeops),
+    "numpy": ("numpy", with_numpy),
+}
+
+
+def version(distribution):
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

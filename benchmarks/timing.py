@@ -1,0 +1,84 @@
+"""Interleaved timing of several implementations of one job, and their peak memory."""
+
+import ctypes
+import gc
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Skip(Exception):
+    """Why an implementation does not take part; empty where it has no such function."""
+
+
+class Call(NamedTuple):
+    """One implementation of one job, compiled, with its inputs in place.
+
+    `read` turns what `run` returns into what the others return, outside of the timing;
+    `scale` is the size of the job over that of the call.
+    """
+
+    run: Callable[[], Any]
+    read: Callable[[Any], Any] = lambda result: result
+    temporary: int | None = None
+    scale: float = 1.0
+
+
+def once(run):
+    """Seconds of one call; what it returns is freed after the clock has stopped."""
+    start = time.perf_counter()
+    result = run()
+    elapsed = time.perf_counter() - start
+    del result
+    return elapsed
+
+
+def interleaved(calls, rounds, seconds, rng):
+    """Milliseconds per call in every round, the order within a round being random.
+
+    A visit is one call that is not counted (it ends the last neighbour's spinning
+    threads and fetches the inputs) and then calls for 10 ms. Slow implementations do
+    without the first, and take part in fewer rounds: `seconds` in all, but three.
+    """
+    usual = {name: once(call.run) for name, call in calls.items()}
+    visits = {
+        name: int(min(rounds, max(3, seconds / (2 * time))))
+        for name, time in usual.items()
+    }
+    times = {name: [] for name in calls}
+    for turn in range(rounds):
+        for name in rng.permutation([name for name in calls if turn < visits[name]]):
+            call, repeats = calls[name], int(min(50, max(1, 0.01 / usual[name])))
+            if usual[name] < 0.25:
+                call.run()
+            mean = sum(once(call.run) for _ in range(repeats)) / repeats
+            times[name].append(float(f"{mean * 1e3 * call.scale:.4g}"))
+    return times
+
+
+def peak_bytes(run):
+    """Most memory one call holds above what the process held before; Linux only.
+
+    The kernel's high-water mark is set back first: a process of its own for every
+    number, which would count the compiler too, is not needed.
+    """
+    status, reset = (pathlib.Path("/proc/self", x) for x in ("status", "clear_refs"))
+    if not reset.exists():
+        return None
+
+    def kilobytes(field):
+        return int(status.read_text().split(field)[1].split()[0])
+
+    gc.collect()
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+    try:
+        reset.write_text("5")
+    except OSError:
+        return None
+    before = kilobytes("VmRSS:")
+    result = run()
+    after = kilobytes("VmHWM:")
+    del result
+    return max(0, after - before) * 1024

@@ -1,0 +1,112 @@
+"""What is measured: shapes, which the tests share, jobs made of them, and inputs."""
+
+import dataclasses
+
+import numpy as np
+
+# Sizes of the matrices that matter: anchors or predictions times targets.
+WORKLOADS = {
+    "coco": (8_400, 100),
+    "dense": (16_800, 512),
+    "long": (100_000, 300),
+    "square": (5_000, 5_000),
+    "crowded": (8_400, 4_967),
+    "lopsided": (1_000_000, 2_000),
+}
+FAMILIES = ("pairwise", "match", "losses", "nms", "memory")
+MATRICES = ("coco", "dense", "long", "square", "crowded")
+# Of an IoU: 2 max, 2 min, 2 differences, 2 clamps, 1 product, 2 for the union, 1 ratio.
+OPERATIONS = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One measurement: `images` times `n` boxes against `m`."""
+
+    family: str
+    case: str
+    workload: str
+    n: int
+    m: int = 1
+    images: int = 1
+
+    @property
+    def pairs(self):
+        return self.images * self.n * self.m
+
+    @property
+    def traffic(self):
+        """Bytes that have to move: every input read once, every output written once."""
+        boxes = 16 * self.images * (self.n + self.m)
+        if self.family == "losses":
+            return 48 * self.n
+        if self.family == "pairwise":
+            return 4 * self.pairs + (2 if self.case == "vjp" else 1) * boxes
+        return boxes + boxes // 2
+
+    def inputs(self):
+        rng = np.random.default_rng(0)
+        lead = (self.images,)
+        match self.family:
+            case "pairwise":
+                sets = boxes(rng, self.n), boxes(rng, self.m)
+                cotangent = rng.standard_normal((self.n, self.m), np.float32)
+                return (*sets, cotangent) if self.case == "vjp" else sets
+            case "losses":
+                targets = boxes(rng, self.n)
+                sides = np.tile(targets[:, 2:] - targets[:, :2], 2)
+                shift = rng.uniform(-0.2, 0.2, targets.shape).astype(np.float32)
+                return targets + shift * sides, targets
+            case "nms":
+                return candidates(rng, self.case, self.n)
+        return boxes(rng, *lead, self.n), boxes(rng, *lead, self.m)
+
+
+def jobs(only=FAMILIES, *, tiny=False):
+    """All jobs of some families; `tiny` keeps the kinds and shrinks the sizes."""
+    loss_names = ("iou", "giou", "diou", "ciou")
+    every = [
+        *(Job("pairwise", "forward", w, *WORKLOADS[w]) for w in MATRICES),
+        *(Job("pairwise", "vjp", w, *WORKLOADS[w]) for w in MATRICES),
+        *(Job("match", "best_match", w, *WORKLOADS[w]) for w in MATRICES[:-1]),
+        Job("match", "best_match", "crowded × 8", *WORKLOADS["crowded"], 8),
+        Job("match", "best_match", "lopsided", *WORKLOADS["lopsided"]),
+        *(Job("match", "match_anchors", w, *WORKLOADS[w]) for w in ("coco", "dense")),
+        *(Job("losses", name, "1M pairs", 1_000_000) for name in loss_names),
+        *(Job("nms", c, f"{n:,}", n) for c in ("random", "clusters")
+          for n in (4_096, 16_384)),
+        Job("memory", "best_match", "1M × 5k", 1_000_000, 5_000),
+        Job("memory", "streamed", "crowded × 128", *WORKLOADS["crowded"], 128),
+    ]  # fmt: skip
+    if tiny:
+        every = [
+            dataclasses.replace(
+                job,
+                n=job.n // 256 + 5,
+                m=min(job.m, job.m // 128 + 2),
+                images=min(job.images, 3),
+            )
+            for job in every
+        ]
+    return [job for job in every if job.family in only]
+
+
+def boxes(rng, *shape, extent=640.0, smallest=8.0, largest=256.0):
+    """Boxes `(*shape, 4)`: uniform centres, sides spread evenly over the octaves."""
+    centres = rng.uniform(0, extent, (*shape, 2))
+    halves = np.exp(rng.uniform(*np.log([smallest, largest]), (*shape, 2))) / 2
+    return np.concatenate([centres - halves, centres + halves], -1).astype(np.float32)
+
+
+def candidates(rng, case, n):
+    """Boxes and scores to suppress: "random", or "clusters" as detectors give them."""
+    if case == "random":
+        # As dense as it takes for about half of them to survive a threshold of 0.5.
+        found = boxes(rng, n, extent=5.5 * n**0.5, smallest=16.0, largest=64.0)
+        return found, rng.random(n, np.float32)
+    objects = boxes(rng, 100, smallest=32.0)
+    whose = rng.integers(0, 100, n)
+    sides = np.tile(objects[:, 2:] - objects[:, :2], 2)[whose]
+    shift = rng.normal(0, 0.08, (n, 4))
+    scores = np.exp(-8 * np.abs(shift).mean(-1)) * rng.uniform(0.5, 1, n)
+    return (objects[whose] + shift * sides).astype(np.float32), scores.astype("f4")

@@ -1,0 +1,182 @@
+"""The benchmarks: every job runs, agrees with plain loops, and ends in the tables."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import oracle
+import pytest
+
+from benchmarks import measure, report, timing, workloads
+from benchmarks.peers import PEERS
+
+JOBS = workloads.jobs(tiny=True)
+COMPILING = ("torch.compile", "pykeops")
+
+
+def name(job):
+    return f"{job.family} {job.case} {job.workload}"
+
+
+def wanted(job, inputs):
+    """What plain loops say, and where it stands in the result; None for gradients."""
+    match job.family, job.case:
+        case "pairwise", "forward":
+            return [(0, oracle.matrix(oracle.iou, *inputs))]
+        case "pairwise", "vjp":
+            return []
+        case "losses", measure_name:
+            values = oracle.elementwise(getattr(oracle, measure_name), *inputs)
+            return [(0, (1 - values).sum())]
+        case "nms", _:
+            kept = oracle.nms(*inputs, 0.5)
+            return [(0, np.pad(kept, (0, job.n - len(kept)), constant_values=-1))]
+    matrices = [oracle.matrix(oracle.iou, a, b) for a, b in zip(*inputs, strict=True)]
+    if job.case == "match_anchors":
+        return [(0, [oracle.match(x, 0.5, 0.4, force=True) for x in matrices])]
+    return [(k, [x.max(1 - k // 2) for x in matrices]) for k in (0, 2)]
+
+
+@pytest.mark.parametrize("job", JOBS, ids=name)
+def test_every_job_agrees(job):
+    """jaxiou with plain loops; `prepare` drops whoever does not agree with jaxiou."""
+    calls, notes = measure.prepare(job, [x for x in PEERS if x not in COMPILING])
+    assert not [text for text in notes.values() if "differ" in text], notes
+    assert "jaxiou" in calls and ("naive JAX" in calls) == (job.family != "memory")
+    found = measure.flat(calls["jaxiou"].run())
+    for k, values in wanted(job, job.inputs()):
+        # float32 against float64; the loss is a sum of up to 4,000 of them.
+        np.testing.assert_allclose(found[k], values, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("peer", COMPILING)
+def test_peers_that_compile_agree(peer):
+    pytest.importorskip(PEERS[peer][0])
+    jobs = {(job.family, job.case): job for job in JOBS if job.images == 1}
+    for job in jobs.values():
+        assert not measure.prepare(job, [peer])[1]
+
+
+@pytest.mark.parametrize(
+    "case", ["forward", "best_match", "match_anchors", "giou", "random"]
+)
+def test_a_peer_with_other_answers_is_not_timed(case):
+    job = next(job for job in JOBS if job.case == case)
+    inputs = job.inputs()
+    good = measure.IMPLEMENTATIONS["jaxiou"](job, inputs)
+    answers = [np.array(x) for x in measure.flat(good.run())]
+
+    def other():
+        changed = [x.copy() for x in answers]
+        if case == "best_match":
+            changed[1][:] = (changed[1] + 1) % job.m  # right values, wrong partners
+        else:
+            changed[0] = changed[0] + np.ones((), changed[0].dtype)
+        return changed
+
+    calls, notes = {"jaxiou": good, "same": good, "other": timing.Call(other)}, {}
+    measure.check(job, inputs, calls, notes)
+    assert {*calls} == {"jaxiou", "same"} and "differ" in notes["other"]
+
+
+def test_the_shapes_are_those_announced():
+    full = {name(job): job for job in workloads.jobs()}
+    assert len(full) == len(JOBS) == len({name(job) for job in JOBS})
+    for key, (n, m) in workloads.WORKLOADS.items():
+        same = [job for job in full.values() if key in job.workload]
+        assert same and all((job.n, job.m) == (n, m) for job in same)
+    assert [job.family for job in workloads.jobs(["nms"])] == ["nms"] * 4
+
+
+def test_about_half_of_the_random_boxes_survive():
+    boxes, scores = workloads.candidates(np.random.default_rng(1), "random", 1_000)
+    assert 0.4 < len(oracle.nms(boxes, scores, 0.5)) / 1_000 < 0.6
+
+
+def test_slow_implementations_take_part_in_fewer_rounds():
+    calls = {"a": timing.Call(lambda: None, scale=2.0), "b": timing.Call(lambda: None)}
+    rng = np.random.default_rng(0)
+    assert [len(x) for x in timing.interleaved(calls, 5, 1.0, rng).values()] == [5, 5]
+    assert [len(x) for x in timing.interleaved(calls, 5, 0.0, rng).values()] == [3, 3]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_is_that_of_the_call():
+    held = np.ones(1 << 24)
+    peak = timing.peak_bytes(lambda: np.ones(1 << 23)[:1].copy())
+    if peak is None:
+        pytest.skip("the high-water mark cannot be set back here")
+    assert abs(peak - held.nbytes / 2) < 8 << 20, peak
+
+
+def results():
+    def row(implementation, case, regime, ms, family="pairwise", **more):
+        shared = dict(family=family, case=case, workload="long", pairs=30_000_000)
+        return dict(
+            shared, traffic=120_000_000, implementation=implementation, regime=regime,
+            ms=ms, temporary_bytes=1_500_000, peak_bytes=None, **more,
+        )  # fmt: skip
+
+    rows = [
+        row("jaxiou", "forward", "warm", [10.0, 20.0, 30.0]),
+        row("limit", "forward", "warm", [5.0, 10.0, 15.0]),
+        row("torchvision", "forward", "warm", [100.0, 300.0]),
+        row("jaxiou", "best_match", "warm", [10.0], "match"),
+        row("limit", "best_match", "warm", [1.0], "match"),
+        {**row("numpy", "forward", "warm", []), "note": "its matrix has 8 GB"},
+    ]
+    del rows[-1]["ms"]
+    head = dict(date="2026-01-02", device="A (b) 2", platform="cpu", commit="c0ffee")
+    return {"head": head | dict(versions={"jax": "9"}, command="x"), "rows": rows}
+
+
+def test_tables_and_picture(tmp_path):
+    path = report.save(results(), tmp_path)
+    assert path.name == "a-b-2-2026-01-02.json"
+    assert json.loads(path.read_text()) == results()
+    text = report.tables(results())
+    # Ratios are paired: 100 / 10 and 300 / 20, not 200 / 20.
+    assert "| 20 (10–30) | 10 (5–15) 0.5× | 200 (100–300) 12× |" in text
+    assert "- numpy, forward long: its matrix has 8 GB." in text
+    first = "<!-- figures: headline -->\nold\n<!-- end of figures -->"
+    page = report.page(f"before\n{first}\nafter", [results()])
+    assert "| pairwise forward long | 20 | 50% |  | 12× |" in page
+    assert (
+        page.startswith("before\n") and page.endswith("\nafter") and "old" not in page
+    )
+    assert report.page(page, [results()]) == page
+    report.plot(results(), tmp_path / "roofline.png")
+    assert (tmp_path / "roofline.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("path", report.PAGES, ids=lambda path: path.parent.name)
+def test_the_figures_in_the_pages_are_the_committed_results(path):
+    text = path.read_text()
+    assert report.BLOCK.search(text)
+    assert report.page(text, report.committed()) == text, (
+        "python -m benchmarks --tables"
+    )
+
+
+def test_the_command_line(tmp_path):
+    out, picture = tmp_path / "out.json", tmp_path / "out.png"
+    options = f"--tiny --only memory --rounds 1 --json {out} --plot {picture}"
+    command = [sys.executable, "-m", "benchmarks", *options.split()]
+    root = Path(__file__).parents[1]
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+    subprocess.run(command, check=True, cwd=root, env=environment)
+    found = json.loads(out.read_text())
+    assert {row["regime"] for row in found["rows"]} == {"fresh", "warm"}
+    assert all(row["ms"][0] > 0 for row in found["rows"])
+    assert found["head"]["versions"]["jax"] and found["head"]["command"].endswith(
+        ".png"
+    )
+    assert picture.stat().st_size > 0
+    wrong = [sys.executable, "-m", "benchmarks", "--only", "speed"]
+    failed = subprocess.run(wrong, capture_output=True, text=True, cwd=root)
+    assert failed.returncode and "there are pairwise" in failed.stderr
