@@ -151,7 +151,8 @@ def with_compile(job, inputs):
 
             def total(a, b):
                 stop = torch.Tensor.detach
-                return (1 - getattr(plain, name)(torch, a.T, b.T, stop)).sum()
+                planes = a.unbind(1), b.unbind(1)  # their gradient is one stack
+                return (1 - getattr(plain, name)(torch, *planes, stop)).sum()
 
             def whole(a, b):
                 gradient, value = torch.func.grad_and_value(total)(a, b)
@@ -188,9 +189,8 @@ def with_pycocotools(job, inputs):
     on_cpu()
     if (job.family, job.case) != ("pairwise", "forward"):
         raise Skip
-    a, b = (
-        np.concatenate([x[:, :2], x[:, 2:] - x[:, :2]], 1, np.float64) for x in inputs
-    )
+    sides = (np.concatenate([x[:, :2], x[:, 2:] - x[:, :2]], 1) for x in inputs)
+    a, b = (x.astype(np.float64) for x in sides)
     crowd = np.zeros(job.m, np.uint8)
     return Call(lambda: mask.iou(a, b, crowd))
 
