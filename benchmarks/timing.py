@@ -34,14 +34,14 @@ def once(run):
     return elapsed
 
 
-def interleaved(calls, rounds, seconds, rng):
+def interleaved(calls, usual, rounds, seconds, rng):
     """Milliseconds per call in every round, the order within a round being random.
 
-    A visit is one call that is not counted (it ends the last neighbour's spinning
-    threads and fetches the inputs) and then calls for 10 ms. Slow implementations do
-    without the first, and take part in fewer rounds: `seconds` in all, but three.
+    `usual` says how many seconds a call takes, about. A visit is one call that is not
+    counted (it ends the last neighbour's spinning threads and fetches the inputs) and
+    then calls for 10 ms. Slow implementations do without the first, and take part in
+    fewer rounds: as many as `seconds` allow, but three.
     """
-    usual = {name: once(call.run) for name, call in calls.items()}
     visits = {
         name: int(min(rounds, max(3, seconds / (2 * time))))
         for name, time in usual.items()
@@ -57,15 +57,14 @@ def interleaved(calls, rounds, seconds, rng):
     return times
 
 
-def peak_bytes(run):
-    """Most memory one call holds above what the process held before; Linux only.
+def first_look(run):
+    """Seconds of one call, and the most memory it holds above what was held before.
 
-    The kernel's high-water mark is set back first: a process of its own for every
-    number, which would count the compiler too, is not needed.
+    Linux only, None elsewhere. The kernel's high-water mark is set back first: a
+    process of its own for every number, which would count the compiler too, is not
+    needed.
     """
     status, reset = (pathlib.Path("/proc/self", x) for x in ("status", "clear_refs"))
-    if not reset.exists():
-        return None
 
     def kilobytes(field):
         return int(status.read_text().split(field)[1].split()[0])
@@ -75,10 +74,8 @@ def peak_bytes(run):
         libc.malloc_trim(0)
     try:
         reset.write_text("5")
+        before = kilobytes("VmRSS:")
     except OSError:
-        return None
-    before = kilobytes("VmRSS:")
-    result = run()
-    after = kilobytes("VmHWM:")
-    del result
-    return max(0, after - before) * 1024
+        return once(run), None
+    elapsed = once(run)
+    return elapsed, max(0, kilobytes("VmHWM:") - before) * 1024
