@@ -53,6 +53,7 @@ def test_every_job_agrees(job):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compilers' own
 @pytest.mark.parametrize("peer", COMPILING)
 def test_peers_that_compile_agree(peer):
     pytest.importorskip(PEERS[peer][0])
