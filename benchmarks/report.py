@@ -198,19 +198,19 @@ def plot(results, path):
             panel.scatter(
                 *zip(*found, strict=True), c=colour, marker=markers[family], label=label
             )
-        ends = [0.5, 1e5]
+        ends = [0.2, 2e4]
         if write:
-            panel.plot(ends, [write * x / OPERATIONS for x in ends], "k--", lw=1)
-            panel.annotate(f"writes {write / 1e9:.3g} GB/s", (0.6, write / 20))
+            bound, label = [write * x / OPERATIONS for x in ends], write / 1e9
+            panel.plot(ends, bound, "k--", lw=1, label=f"writes {label:.3g} GB/s")
         if arithmetic:
-            panel.axhline(arithmetic, color="k", lw=1)
-            panel.annotate("arithmetic, in cache", (3e3, arithmetic * 1.1))
+            label = f"arithmetic, {arithmetic / 1e9:.3g}G pairs/s"
+            panel.axhline(arithmetic, color="k", lw=1, label=label)
         panel.set(xscale="log", yscale="log", title=f"{kind} memory")
         panel.set_xlabel("operations per byte that has to move")
         top = max([arithmetic, *(y for found in points.values() for _, y in found)])
         panel.set_ylim(top / 1e4, top * 3)
+        panel.legend(fontsize="x-small", loc="lower right")
     panels[0][0].set_ylabel("pairs per second")
-    panels[0][-1].legend(fontsize="x-small", loc="lower right")
     figure.suptitle(f"{results['head']['device']}, {results['head']['date']}")
     figure.tight_layout()
     figure.savefig(path, dpi=150)
