@@ -135,3 +135,9 @@ def result_dtype(*arrays: Array) -> jnp.dtype:
 def is_traced(value: object) -> bool:
     """Whether `value` is a tracer, on which host-side checks cannot look."""
     return isinstance(value, jax.core.Tracer)
+
+
+def is_sharded(array: Array, *, start: int = 0) -> bool:
+    """Whether the type of an array shards an axis from `start` on (Explicit axes)."""
+    spec = jax.typeof(array).sharding.spec
+    return any(entry is not None for entry in tuple(spec)[start:])

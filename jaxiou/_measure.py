@@ -15,7 +15,7 @@ unless the measure brings a closed form (`vjp=`).
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
@@ -310,23 +310,36 @@ def _spread_bwd(
 _spread.defvjp(_spread_fwd, _spread_bwd)
 
 
-def is_sharded(array: Array, *, start: int = 0) -> bool:
-    """Whether the type of an array shards an axis from `start` on (Explicit axes)."""
-    spec = jax.typeof(array).sharding.spec
-    return any(entry is not None for entry in tuple(spec)[start:])
-
-
 def replicate(array: Array, *, keep: int = 0) -> Array:
     """Gathers all but the first `keep` axes where a mesh has Explicit axes.
 
     Sorting, scattering and walking blocks along a sharded axis have no sharding rule
     there. Coordinates are O(n): gathering them is cheap, unlike a matrix.
     """
-    if not is_sharded(array, start=keep):
+    if not _checks.is_sharded(array, start=keep):
         return array
     spec = jax.typeof(array).sharding.spec
     kept = jax.sharding.PartitionSpec(*spec[:keep], *(None,) * (array.ndim - keep))
     return jax.sharding.reshard(array, kept)
+
+
+def varying(tree: Any, arrays: Iterable[Array]) -> Any:
+    """Arrays typed like others: varying over the same axes inside of `shard_map`.
+
+    What a loop carries must have one type in every round, so a constant it begins with
+    gets the type of what it is replaced by.
+    """
+
+    def axes(array: Array) -> frozenset[str]:
+        return jax.typeof(array).manual_axis_type.varying
+
+    wanted: frozenset[str] = frozenset().union(*(axes(array) for array in arrays))
+
+    def one(array: Array) -> Array:
+        missing = tuple(wanted - axes(array))
+        return jax.lax.pcast(array, missing, to="varying") if missing else array
+
+    return jax.tree.map(one, tree)
 
 
 def aligned(measure: Measure, boxes1: Array, boxes2: Array) -> Array:

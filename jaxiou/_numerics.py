@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ._checks import is_sharded
+
 Plane: TypeAlias = Float[Array, "..."]
 Operands: TypeAlias = tuple[Plane, ...]
 
@@ -54,6 +56,9 @@ def larger(x: Plane, y: Plane) -> Plane:
     half of its time. NaN of `x` alone gets lost, so a formula must meet it elsewhere,
     as every formula does that divides by an area.
     """
+    if is_sharded(x) or is_sharded(y):
+        # The two sides of a selection must be sharded alike, of a maximum need not.
+        return jnp.maximum(x, y)
     return jnp.where(x > y, x, y)
 
 
@@ -67,6 +72,8 @@ def _larger_jvp(primals: Operands, tangents: Operands) -> tuple[Plane, Plane]:
 @jax.custom_jvp
 def smaller(x: Plane, y: Plane) -> Plane:
     """Minimum, otherwise like `larger`."""
+    if is_sharded(x) or is_sharded(y):
+        return jnp.minimum(x, y)
     return jnp.where(x < y, x, y)
 
 

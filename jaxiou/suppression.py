@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from . import _checks, _measure
@@ -66,7 +67,8 @@ def nms(
         NaN score never takes part. Not differentiable: gather with the indices.
 
     Raises:
-        ValueError: on shapes that do not fit each other, or a negative `max_outputs`.
+        ValueError: on shapes that do not fit each other, a `max_outputs` that is not a
+            static integer >= 0, or labels too large for their dtype.
         TypeError: on a `measure` that is not one, masks that are not boolean, labels
             that are not integers.
 
@@ -87,13 +89,16 @@ def nms(
         "nms", "boxes", boxes, coordinates=measure.coordinates, rank=2
     )
     shape = array.shape[:-1]
-    if max_outputs < 0:
+    if not isinstance(max_outputs, int | np.integer) or max_outputs < 0:
         raise ValueError(
-            f"jaxiou.nms: `max_outputs` is {max_outputs}, wanted a static number of "
-            "slots >= 0."
+            f"jaxiou.nms: `max_outputs` is {max_outputs!r}, wanted an integer >= 0: "
+            "the number of slots is part of the result's shape, so it cannot be traced."
         )
+    limit = _checks.as_real("nms", "threshold", threshold)
     score = _per_box("scores", _checks.as_real("nms", "scores", scores), shape)
-    score = score.astype(_checks.arithmetic_dtype(score))
+    # Integers are ranked as they are: in float32 those above 2^24 would tie.
+    if jnp.issubdtype(score.dtype, jnp.floating):
+        score = score.astype(_checks.arithmetic_dtype(score))
     takes_part = ~jnp.isnan(score)
     if where is not None:
         takes_part &= _checks.as_mask("nms", "where", where, shape)
@@ -101,20 +106,15 @@ def nms(
         takes_part &= score > score_threshold
     label = jnp.zeros(shape, jnp.int32)
     if labels is not None:
-        label = _per_box("labels", _checks.as_real("nms", "labels", labels), shape)
-        if not jnp.issubdtype(label.dtype, jnp.integer):
-            raise TypeError(
-                f"jaxiou.nms: `labels` has dtype {label.dtype}, wanted integer ids; "
-                "convert with `labels.astype(int)`."
-            )
+        label = _per_box("labels", _ids(labels), shape)
 
     # A loop under vmap goes on for every image until the last one is done. Without an
     # accelerator to fill it is faster to take them one by one.
     alone = jax.default_backend() == "cpu"
 
     @(jax.custom_batching.sequential_vmap if alone else lambda function: function)
-    def one(boxes: Array, score: Array, takes_part: Array, label: Array) -> Array:
-        return _greedy(measure, threshold, max_outputs, boxes, score, takes_part, label)
+    def one(limit: Array, *per_box: Array) -> Array:
+        return _greedy(measure, limit, max_outputs, *per_box)
 
     batch = shape[:-1]
     flat = [
@@ -124,9 +124,10 @@ def nms(
         for x in (array, score, takes_part, label)
     ]
     # A batch of one skips vmap, under which every branch of a loop is executed.
-    indices = one(*(x[0] for x in flat))[None] if math.prod(batch) == 1 else None
-    if indices is None:
-        indices = jax.vmap(one)(*flat)
+    if math.prod(batch) == 1:
+        indices = one(limit, *(x[0] for x in flat))
+    else:
+        indices = jax.vmap(one, in_axes=(None, 0, 0, 0, 0))(limit, *flat)
     indices = indices.reshape(*batch, max_outputs)
     return Kept(indices, indices >= 0)
 
@@ -140,9 +141,28 @@ def _per_box(name: str, array: Array, shape: tuple[int, ...]) -> Array:
     return array
 
 
+def _ids(labels: Any) -> Array:
+    """Labels as integers that fit their dtype: truncated ids would collide."""
+    label = _checks.as_real("nms", "labels", labels)
+    if not jnp.issubdtype(label.dtype, jnp.integer):
+        raise TypeError(
+            f"jaxiou.nms: `labels` has dtype {label.dtype}, wanted integer ids; "
+            "convert with `labels.astype(int)`."
+        )
+    if not isinstance(labels, jax.Array):
+        given, info = np.asarray(labels), jnp.iinfo(label.dtype)
+        if given.size and (given.min() < info.min or given.max() > info.max):
+            raise ValueError(
+                f"jaxiou.nms: `labels` reach from {given.min()} to {given.max()}, "
+                f"beyond {label.dtype}; number them anew with `np.unique(labels, "
+                "return_inverse=True)`, or enable 64-bit types."
+            )
+    return label
+
+
 def _greedy(
     measure: Measure,
-    threshold: float,
+    threshold: Array,
     max_outputs: int,
     boxes: Array,
     score: Array,
@@ -162,6 +182,7 @@ def _greedy(
     # int32 like the indices: a sum of booleans follows the x64 flag.
     count = jnp.sum(takes_part, dtype=jnp.int32)
     slots = -(-max_outputs // _CHUNK) * _CHUNK
+    inputs = (threshold, boxes, score, takes_part, label)
 
     def above(first: tuple[Planes, Array], second: tuple[Planes, Array]) -> Array:
         rows = tuple(p[:, None] for p in first[0])
@@ -185,7 +206,7 @@ def _greedy(
             return suppressed | (above(some, block) & real[:, None]).any(axis=0)
 
         chunks = -(-kept_count // _CHUNK)
-        none = jnp.zeros((size,), bool)
+        none = _measure.varying(jnp.zeros((size,), bool), inputs)
         alive = ~jax.lax.fori_loop(0, chunks, pull, none)
         alive &= start + jnp.arange(size) < count
         keep = _solve(above(block, block), alive)
@@ -209,6 +230,7 @@ def _greedy(
 
     empty = jax.tree.map(lambda x: jnp.zeros((slots,), x.dtype), (planes, labels))
     start = (jnp.int32(0), jnp.int32(0), empty, jnp.full((slots,), -1, jnp.int32))
+    start = _measure.varying(start, inputs)
     _, kept_count, _, kept_order = jax.lax.while_loop(unfinished, step, start)
     filled = jnp.arange(max_outputs) < kept_count
     return jnp.where(filled, kept_order[:max_outputs], -1)
@@ -217,7 +239,9 @@ def _greedy(
 def _by_score(score: Array, takes_part: Array) -> Array:
     """Indices by falling score, lower index first at ties, the left out last."""
     index = jnp.arange(score.shape[0], dtype=jnp.int32)
-    keys = (~takes_part, -score, index)
+    # -x of the least integer is itself; ~x is -x - 1.
+    falling = ~score if jnp.issubdtype(score.dtype, jnp.integer) else -score
+    keys = (~takes_part, falling, index)
     return jax.lax.sort(keys, num_keys=2, is_stable=True)[2]
 
 
@@ -238,4 +262,5 @@ def _solve(above: Array, alive: Array) -> Array:
         new = alive & ~(edges & keep[:, None]).any(axis=0)
         return new, (new != keep).any()
 
-    return jax.lax.while_loop(again, improve, (alive, jnp.bool_(True)))[0]
+    start = _measure.varying((alive, jnp.bool_(True)), (above, alive))
+    return jax.lax.while_loop(again, improve, start)[0]

@@ -57,3 +57,20 @@ def test_sharded_arrays_give_the_same_results(images, axes, specs):
             np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
         else:
             np.testing.assert_array_equal(x, y)
+
+
+def test_works_on_the_shards_themselves(images):
+    (anchors, targets, where), wanted = images
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
+    found = jax.jit(
+        jax.shard_map(
+            # The total is a sum over images, so shards give parts of it.
+            lambda *x: everything(*x)[:2] + everything(*x)[3:],
+            mesh=mesh,
+            in_specs=P("d"),
+            out_specs=P("d"),
+        )
+    )(anchors, targets, where)
+    wanted = wanted[:2] + wanted[3:]
+    for x, y in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6)

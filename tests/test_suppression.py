@@ -205,3 +205,38 @@ def test_errors_name_the_argument():
         jaxiou.nms(boxes, np.zeros(3), threshold=0.5, max_outputs=3, labels=np.zeros(3))
     with pytest.raises(ValueError, match=r"nms: `max_outputs` is -1"):
         jaxiou.nms(boxes, np.zeros(3), threshold=0.5, max_outputs=-1)
+
+
+@pytest.mark.parametrize("kind", ["int32", "uint32", "int8", "uint8"])
+def test_integer_scores_are_ranked_exactly(kind):
+    info = np.iinfo(kind)
+    scores = np.array([info.min, info.max - 1, info.max, info.min + 1], kind)
+    boxes = np.arange(16, dtype=np.float32).reshape(4, 4) * [100, 100, 1, 1]
+    kept = jaxiou.nms(boxes, scores, threshold=0.5, max_outputs=4)
+    np.testing.assert_array_equal(kept.indices, [2, 1, 3, 0])
+
+
+def test_labels_that_would_be_truncated_are_refused():
+    boxes = [[0.0, 0.0, 4.0, 2.0]] * 2
+    labels = np.array([1, 2**32 + 1])
+    with pytest.raises(ValueError, match="`labels` reach from 1 to 4294967297"):
+        jaxiou.nms(boxes, [0.9, 0.8], threshold=0.5, max_outputs=2, labels=labels)
+    with jax.enable_x64(True):
+        kept = jaxiou.nms(
+            boxes, [0.9, 0.8], threshold=0.5, max_outputs=2, labels=labels
+        )
+    np.testing.assert_array_equal(kept.indices, [0, 1])
+
+
+def test_thresholds_may_be_traced_and_mapped_over_and_slots_may_not():
+    boxes, scores = random_boxes(5, 30, extent=20), np.arange(30, dtype=np.float32)
+
+    def kept(threshold):
+        return jaxiou.nms(boxes, scores, threshold=threshold, max_outputs=30).indices
+
+    thresholds = np.array([0.1, 0.4, 0.7], np.float32)
+    found = jax.jit(jax.vmap(kept))(thresholds)
+    np.testing.assert_array_equal(found, np.stack([kept(t) for t in thresholds]))
+    for slots in (2.0, None):
+        with pytest.raises(ValueError, match="`max_outputs` is .*, wanted an integer"):
+            jaxiou.nms(boxes, scores, threshold=0.5, max_outputs=slots)

@@ -21,7 +21,7 @@ def run(config):
     dataset = load(config)
     config = dataclasses.replace(
         config,
-        batch_size=config.batch_size or (8 if dataset.photographs else 32),
+        batch_size=config.batch_size or (8 if dataset.photographs else 16),
         image_size=config.image_size or typical_size(dataset),
     )
     config.out.mkdir(parents=True, exist_ok=True)

@@ -31,17 +31,17 @@ class Config:
     loss: Literal["iou", "giou", "diou", "ciou"] = "giou"
     """The measure whose loss teaches the boxes."""
 
-    steps: int = 1600
+    steps: int = 2800
     """How many training steps to take."""
 
     batch_size: int | None = None
-    """Images in a step; by default 32 for digits and 8 for photographs."""
+    """Images in a step; by default 16 for digits and 8 for photographs."""
 
     image_size: tuple[int, int] | None = None
     """Height and width in pixels of what the network sees; by default 96 x 96 for
     digits, and for photographs their typical shape with a longer side of 320."""
 
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     """The highest learning rate: a short warm-up leads to it, a cosine away from it."""
 
     weight_decay: float = 0.05

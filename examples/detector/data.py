@@ -12,7 +12,7 @@ from .records import DataError, Dataset
 
 LONGER_SIDE = 320  # of photographs, by default
 CACHE_BYTES = 1 << 30  # decoded images kept in memory
-SCALES = (0.8, 1.25)  # how far images are shrunk and enlarged at random
+SCALES = (0.9, 1.3)  # how far images are shrunk and enlarged at random
 MOST_VISIBLE = 0.4  # a box cut to less than this share of itself is ignored
 
 

@@ -13,10 +13,10 @@ from flax import nnx
 
 import jaxiou
 
-STRIDES = (8, 16, 32)  # pixels between neighbouring cells of each pyramid level
-ANCHOR_SIDE = 2.5  # strides
+STRIDES = (8, 16, 32, 64)  # pixels between neighbouring cells of each pyramid level
+ANCHOR_SIDE = 2.0  # strides
 ANCHOR_RATIOS = (0.5, 1.0, 2.0)  # height over width
-ANCHOR_SCALES = (1.0, math.sqrt(2))
+ANCHOR_SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 PER_CELL = len(ANCHOR_RATIOS) * len(ANCHOR_SCALES)
 CANDIDATES = 400  # the best scores of an image that non-maximum suppression looks at
 MOST_DETECTIONS = 100  # in an image, as COCO's average precision counts them
@@ -79,44 +79,27 @@ class Stage(nnx.Module):
         return x
 
 
-class Head(nnx.Module):
-    """One convolution and the numbers wanted of each anchor at each cell."""
-
-    def __init__(self, channels, outputs, *, bias=0.0, rngs):
-        self.outputs = outputs
-        self.tower = ConvNorm(channels, channels, rngs=rngs)
-        self.last = nnx.Conv(
-            channels,
-            PER_CELL * outputs,
-            (3, 3),
-            kernel_init=nnx.initializers.normal(0.01),
-            bias_init=nnx.initializers.constant(bias),
-            rngs=rngs,
-        )
-
-    def __call__(self, x):
-        return self.last(nnx.relu(self.tower(x))).reshape(len(x), -1, self.outputs)
-
-
 class Detector(nnx.Module):
     """Images in, logits `(b, n, classes)` and box deltas `(b, n, 4)` of anchors out."""
 
     def __init__(self, classes, *, width, depth, rngs):
-        channels = (width // 4, width // 2, width, 2 * width, 2 * width)
-        self.stem = ConvNorm(3, width // 4, stride=2, rngs=rngs)
+        self.classes = classes
+        # On full resolution a normalisation would cost more than the convolution.
+        self.stem = nnx.Conv(3, width // 4, (3, 3), strides=2, rngs=rngs)
+        channels = (width // 4, width // 2, width, 2 * width, 2 * width, 2 * width)
         self.stages = nnx.List(
             [
-                Stage(inputs, outputs, depth if i else 0, rngs=rngs)
-                for i, (inputs, outputs) in enumerate(itertools.pairwise(channels))
+                Stage(inputs, outputs, depth, rngs=rngs)
+                for inputs, outputs in itertools.pairwise(channels)
             ]
         )
         self.laterals = nnx.List(
             [nnx.Conv(inputs, width, (1, 1), rngs=rngs) for inputs in channels[2:]]
         )
-        self.smooth = ConvNorm(width, width, rngs=rngs)
+        self.tower = ConvNorm(width, 2 * width, rngs=rngs)
         # Most anchors are background: the scores start at the probability 0.01.
-        self.scores = Head(width, classes, bias=-math.log(99), rngs=rngs)
-        self.boxes = Head(width, 4, rngs=rngs)
+        self.scores = last(2 * width, classes, bias=-math.log(99), rngs=rngs)
+        self.boxes = last(2 * width, 4, rngs=rngs)
 
     def __call__(self, images):
         x = nnx.relu(self.stem(images.astype(jnp.float32) / 127.5 - 1))
@@ -124,17 +107,29 @@ class Detector(nnx.Module):
         for stage in self.stages:
             x = stage(x)
             features.append(x)
-        levels, above = [], None
+        above, logits, deltas = None, [], []
         for lateral, x in zip(self.laterals[::-1], features[:0:-1], strict=True):
             x = lateral(x)
             if above is not None:
                 doubled = above.repeat(2, axis=1).repeat(2, axis=2)
                 x = x + doubled[:, : x.shape[1], : x.shape[2]]
             above = x
-            levels.insert(0, nnx.relu(self.smooth(x)))
-        logits = jnp.concatenate([self.scores(x) for x in levels], axis=1)
-        deltas = jnp.concatenate([self.boxes(x) for x in levels], axis=1)
-        return logits, deltas
+            x = nnx.relu(self.tower(nnx.relu(x)))
+            logits.insert(0, self.scores(x).reshape(len(x), -1, self.classes))
+            deltas.insert(0, self.boxes(x).reshape(len(x), -1, 4))
+        return jnp.concatenate(logits, axis=1), jnp.concatenate(deltas, axis=1)
+
+
+def last(channels, outputs, *, bias=0.0, rngs):
+    """The numbers wanted of each anchor at each cell."""
+    return nnx.Conv(
+        channels,
+        PER_CELL * outputs,
+        (1, 1),
+        kernel_init=nnx.initializers.normal(0.01),
+        bias_init=nnx.initializers.constant(bias),
+        rngs=rngs,
+    )
 
 
 @nnx.jit

@@ -6,13 +6,17 @@ functions walk blocks of rows, small enough to stay in a cache.
 """
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from .._measure import Measure, Planes, is_sharded
+from .._checks import is_sharded
+from .._measure import Measure, Planes, varying
+
+int32 = jnp.int32
 
 # Pairs per block: 512 KiB in float32, what fits the second-level caches of two cores.
 _BLOCK = 1 << 17
@@ -98,7 +102,9 @@ def pairwise_vjp(
         columns_grad = tuple(_total(g, 1) for g in columns_grad)
         return jax.tree.map(jnp.add, total, columns_grad), rows_grad
 
-    zeros = jax.tree.map(jnp.zeros_like, columns)
+    zeros = varying(
+        jax.tree.map(jnp.zeros_like, columns), (*planes1, *planes2, cotangent)
+    )
     starts = jnp.arange(steps, dtype=jnp.int32) * rows
     columns_grad, blocks = jax.lax.scan(body, zeros, starts)
 
@@ -162,72 +168,88 @@ def _match_one(
 ) -> tuple[Array, ...]:
     """`best_match` of one image: planes `(n,)` and `(m,)`."""
     n, m = planes1[0].size, planes2[0].size
-    dtype = jnp.result_type(planes1[0], planes2[0])
+    rows, width = _block_shape(n, m)
+    steps, dtype = -(-n // rows), jnp.result_type(planes1[0], planes2[0])
+    block = _blocks(measure, planes1, planes2, where1, where2)
+
+    def first_pass(best: Planes, found: Array, step: Array) -> tuple[Planes, Planes]:
+        row_best, row_index = _best(found, 1)
+        column_best, column_index = _best(found, 0)
+        better = column_best > best[0]
+        new = (
+            jnp.where(better, column_best, best[0]),
+            jnp.where(better, step * rows + column_index, best[1]),
+        )
+        return new, (row_best, row_index, jnp.zeros_like(row_best, bool))
+
+    def second_pass(best: Planes, found: Array, step: Array) -> tuple[Planes, Planes]:
+        tied = _attains(found, best[0], measure.minimum)
+        return best, (jnp.zeros_like(tied, dtype), jnp.zeros_like(tied, int32), tied)
+
+    def body(best: Planes, x: tuple[Array, Array]) -> tuple[Planes, Planes]:
+        step, second = x
+        operands = best, block(step), step
+        if not ties:
+            return first_pass(*operands)
+        return jax.lax.cond(second, second_pass, first_pass, *operands)
+
+    passes = 2 if ties else 1
+    xs = (
+        jnp.tile(jnp.arange(steps, dtype=int32), passes),
+        jnp.arange(passes * steps) >= steps,
+    )
+    start = jnp.full((width,), -jnp.inf, dtype), jnp.full((width,), -1, int32)
+    inputs = (*planes1, *planes2, where1, where2)
+    best, per_row = jax.lax.scan(body, varying(start, inputs), xs)
+    values1, indices1 = (x[:steps].reshape(-1)[:n] for x in per_row[:2])
+    indices1 = jnp.where(values1 == -jnp.inf, -1, indices1)
+    tied = per_row[2][-steps:].reshape(-1)[:n]
+    return values1, indices1, best[0][:m], best[1][:m], tied
+
+
+def _block_shape(n: int, m: int) -> tuple[int, int]:
+    """Rows and columns of a block of the matrix, padding of both included."""
     # Columns in strips of whole vectors: a loop's remainder runs number by number.
     width = m if m < 8 else _padded(m, 8 * -(-m // (8 * _STRIPS)))
     rows = max(1, _BLOCK // width)
     rows = rows if rows < _STRIPS else rows - rows % _STRIPS
-    rows = min(rows, n if n < _STRIPS else _padded(n, _STRIPS))
-    steps = -(-n // rows)
+    return min(rows, n if n < _STRIPS else _padded(n, _STRIPS)), width
 
-    def pad(x: Array, size: int) -> Array:
-        """Filled up with zeros, that is with False."""
-        return jnp.pad(x, (0, size - x.size))
 
-    def blocks(x: Array) -> Array:
-        return pad(x, steps * rows).reshape(steps, rows)
+def _blocks(
+    measure: Measure, planes1: Planes, planes2: Planes, where1: Array, where2: Array
+) -> Callable[[Array], Array]:
+    """Gives the block of a step: some rows, all columns, -inf where a mask is False."""
+    rows, width = _block_shape(planes1[0].size, planes2[0].size)
+    dtype = jnp.result_type(planes1[0], planes2[0])
 
-    columns = tuple(pad(p, width)[None, :] for p in planes2)
-    planes = tuple(blocks(p) for p in planes1)
-    masks = blocks(where1)
+    def cut(x: Array) -> Array:
+        """Row by row of blocks, filled up with zeros, that is with False."""
+        return jnp.pad(x, (0, -x.size % rows)).reshape(-1, rows)
+
+    def fill(x: Array) -> Array:
+        return jnp.pad(x, (0, width - x.size))[None, :]
+
+    columns = tuple(fill(p) for p in planes2)
+    planes, masks = tuple(cut(p) for p in planes1), cut(where1)
     # Added to the values: NaN stays NaN and wins nothing, -inf wins nothing either.
     penalty1 = jnp.where(masks, 0, -jnp.inf).astype(dtype)
-    penalty2 = jnp.where(pad(where2, width), 0, -jnp.inf).astype(dtype)[None, :]
+    penalty2 = jnp.where(fill(where2), 0, -jnp.inf).astype(dtype)
 
     def values(step: Array, _: Array) -> Array:
         out = measure.planes(tuple(p[step][:, None] for p in planes), columns)
         return out + (penalty1[step][:, None] + penalty2)
 
-    def body(best: tuple[Array, Array], x: Any) -> tuple[tuple[Array, Array], Any]:
-        step, second = x
-        # A loop of one round makes all readers below see the same bits: fused into each
-        # of them, the formula could be contracted differently and equality would fail.
+    def block(step: Array) -> Array:
+        # A loop of one round makes all readers see the same bits: fused into each of
+        # them, the formula could be contracted differently and equality would fail.
         # (A barrier is gone by the time XLA fuses.) Blocks of padding are no round.
         nothing = jnp.full((rows, width), -jnp.inf, dtype)
-        stop = step + masks[step].any().astype(jnp.int32)
-        found = jax.lax.fori_loop(step, stop, values, nothing)
+        nothing = varying(nothing, (*planes1, *planes2, where1, where2))
+        stop = step + masks[step].any().astype(int32)
+        return jax.lax.fori_loop(step, stop, values, nothing)
 
-        def first_pass() -> Any:
-            row_best, row_index = _best(found, 1)
-            column_best, column_index = _best(found, 0)
-            better = column_best > best[0]
-            new = (
-                jnp.where(better, column_best, best[0]),
-                jnp.where(better, step * rows + column_index, best[1]),
-            )
-            return new, (row_best, row_index, jnp.zeros((rows,), bool))
-
-        def second_pass() -> Any:
-            tied = _attains(found, best[0], measure.minimum)
-            none = jnp.zeros((rows,), dtype), jnp.zeros((rows,), jnp.int32)
-            return best, (*none, tied)
-
-        return jax.lax.cond(second, second_pass, first_pass) if ties else first_pass()
-
-    passes = 2 if ties else 1
-    xs = (
-        jnp.tile(jnp.arange(steps, dtype=jnp.int32), passes),
-        jnp.arange(passes * steps) >= steps,
-    )
-    start = (
-        jnp.full((width,), -jnp.inf, dtype),
-        jnp.full((width,), -1, jnp.int32),
-    )
-    (values2, indices2), per_row = jax.lax.scan(body, start, xs)
-    values1, indices1 = (x[:steps].reshape(-1)[:n] for x in per_row[:2])
-    indices1 = jnp.where(values1 == -jnp.inf, -1, indices1)
-    tied = per_row[2][-steps:].reshape(-1)[:n]
-    return values1, indices1, values2[:m], indices2[:m], tied
+    return block
 
 
 def _padded(size: int, multiple: int) -> int:
