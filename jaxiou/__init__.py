@@ -33,13 +33,18 @@ from .boxes import check_boxes as check_boxes
 from .boxes import clip as clip
 from .boxes import convert as convert
 from .boxes import is_valid as is_valid
+from .combinators import alpha_iou as alpha_iou
+from .combinators import focaler as focaler
+from .combinators import inner_iou as inner_iou
 from .losses import box_loss as box_loss
 from .losses import ciou_loss as ciou_loss
 from .losses import diou_loss as diou_loss
+from .losses import focal_eiou_loss as focal_eiou_loss
 from .losses import giou_loss as giou_loss
 from .losses import iou_loss as iou_loss
 from .losses import log_iou_loss as log_iou_loss
 from .losses import squared_iou_loss as squared_iou_loss
+from .losses import wiou_loss as wiou_loss
 from .masks import jaccard_loss as jaccard_loss
 from .matching import Assignment as Assignment
 from .matching import match_anchors as match_anchors
@@ -49,12 +54,23 @@ from .matrix import best_match as best_match
 from .matrix import pairwise as pairwise
 from .measures import ciou as ciou
 from .measures import diou as diou
+from .measures import eiou as eiou
+from .measures import gated_ciou as gated_ciou
 from .measures import giou as giou
 from .measures import iof as iof
 from .measures import iou as iou
 from .measures import measure as measure
 from .suppression import Kept as Kept
 from .suppression import nms as nms
+from .variants import bounded_iou as bounded_iou
+from .variants import extended_iou as extended_iou
+from .variants import mpdiou as mpdiou
+from .variants import piou as piou
+from .variants import piou_v2 as piou_v2
+from .variants import shape_iou as shape_iou
+from .variants import siou as siou
+from .variants import smooth_iou as smooth_iou
+from .variants import wiou as wiou
 
 try:
     __version__ = _version("jaxiou")

@@ -5,6 +5,7 @@ likely fix. All checks look at static properties only, so they run at trace time
 cost nothing in the compiled program.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -130,6 +131,31 @@ def result_dtype(*arrays: Array) -> jnp.dtype:
     """The floating dtype of the inputs; float32 where all are integers."""
     floating = [a.dtype for a in arrays if jnp.issubdtype(a.dtype, jnp.floating)]
     return jnp.dtype(jnp.result_type(*floating)) if floating else jnp.dtype(jnp.float32)
+
+
+def number(
+    function: str,
+    name: str,
+    value: object,
+    *,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    most: float = math.inf,
+    default: str,
+) -> None:
+    """Refuses what is no finite Python number in (above, most] and [least, most]."""
+    if (
+        isinstance(value, int | float)
+        and math.isfinite(value)
+        and value > above
+        and least <= value <= most
+    ):
+        return
+    left, low = ("[", least) if least > above else ("(", above)
+    raise ValueError(
+        f"jaxiou.{function}: `{name}` is {value!r}, wanted a finite number in "
+        f"{left}{low}, {most}]; {default} is usual."
+    )
 
 
 def is_traced(value: object) -> bool:

@@ -10,6 +10,10 @@ that broadcast against each other, and returns one plane:
 Planes of shape `(n,)` and `(n,)` give the aligned form, `(n, 1)` and `(1, m)` the
 matrix, blocks of either the kernels. The derivative is `jax.vjp` of the same formula,
 unless the measure brings a closed form (`vjp=`).
+
+A formula of the form "overlap minus penalties" may return these terms as a tuple: the
+value is the first minus the others, and what is made of other measures (a power of
+each term, the overlap of smaller boxes, ...) can get at them.
 """
 
 import functools
@@ -26,7 +30,7 @@ from jaxtyping import Array, Float
 from . import _checks, _numerics
 
 Planes = tuple[Array, ...]
-Formula = Callable[..., Array]
+Formula = Callable[..., Array | Planes]
 PlaneVjp = Callable[..., tuple[Planes, Planes]]
 
 
@@ -41,7 +45,8 @@ class Measure:
     equal, so that it can be a static argument and compile once.
 
     Attributes:
-        formula: `(planes1, planes2, **parameters) -> plane`.
+        formula: `(planes1, planes2, **parameters) -> plane`, or a tuple of planes, the
+            overlap and the penalties that are subtracted from it.
         parameters: static parameters as sorted `(name, value)` pairs.
         minimum: greatest known lower bound, `-inf` where none is known.
         maximum: value for identical boxes.
@@ -84,7 +89,15 @@ class Measure:
 
     def planes(self, planes1: Planes, planes2: Planes) -> Array:
         """Evaluates the formula on planes that broadcast."""
-        return self.formula(planes1, planes2, **dict(self.parameters))
+        value, *penalties = self.terms(planes1, planes2)
+        for penalty in penalties:
+            value = value - penalty
+        return value
+
+    def terms(self, planes1: Planes, planes2: Planes) -> Planes:
+        """What the formula returns: the overlap and penalties, or the value alone."""
+        result = self.formula(planes1, planes2, **dict(self.parameters))
+        return result if isinstance(result, tuple) else (result,)
 
     def planes_vjp(
         self, planes1: Planes, planes2: Planes, cotangent: Array
@@ -122,20 +135,20 @@ class Measure:
         return f"{self.name}{call}{'.plain' if self.forward else ''}"
 
 
-def as_measure(function: str, value: Any) -> Measure:
-    """Checks a `measure=` argument."""
+def as_measure(function: str, value: Any, *, name: str = "measure") -> Measure:
+    """Checks a `measure=` argument, or one of another name."""
     if isinstance(value, Measure):
         return value
     hint = (
-        f"call it with its parameters, as in `measure={getattr(value, '__name__', 'm')}"
+        f"call it with its parameters, as in `{name}={getattr(value, '__name__', 'm')}"
         "(...)`"
         if hasattr(value, "measure_family")
-        else f"pass the function itself, as in `measure=jaxiou.{value}`"
+        else f"pass the function itself, as in `{name}=jaxiou.{value}`"
         if isinstance(value, str)
         else "decorate a formula with `@jaxiou.measure`"
     )
     raise TypeError(
-        f"jaxiou.{function}: `measure` is {value!r}, wanted a jaxiou measure; {hint}."
+        f"jaxiou.{function}: `{name}` is {value!r}, wanted a jaxiou measure; {hint}."
     )
 
 
@@ -150,6 +163,7 @@ def measure(
     symmetric: bool = ...,
     scale_free: bool = ...,
     vjp: PlaneVjp | None = ...,
+    given: Callable[..., dict[str, Any]] | None = ...,
 ) -> Callable[[Formula], Any]: ...
 
 
@@ -163,6 +177,7 @@ def measure(
     symmetric: bool = True,
     scale_free: bool = True,
     vjp: PlaneVjp | None = None,
+    given: Callable[..., dict[str, Any]] | None = None,
 ) -> Any:
     """Makes a measure of a formula on one pair of boxes.
 
@@ -172,7 +187,8 @@ def measure(
     (or other measures) and returns the measure.
 
     Args:
-        formula: `(planes1, planes2, *, ...) -> plane`.
+        formula: `(planes1, planes2, *, ...) -> plane`, or a tuple of planes: an overlap
+            and the penalties that are subtracted from it.
         minimum: greatest lower bound of the values, `-inf` where unknown.
         maximum: the value of a box with itself.
         coordinates: numbers per box; 4 for `(x1, y1, x2, y2)`.
@@ -180,6 +196,8 @@ def measure(
         scale_free: whether scaling both boxes changes nothing.
         vjp: closed-form derivative `(planes1, planes2, cotangent, *, ...) ->
             (cotangents1, cotangents2)`, every entry in the shape of the cotangent.
+        given: for a family, called with the parameters of a new member: raises where
+            they make no sense and returns the attributes that depend on them.
 
     Returns:
         A `Measure`, or a function that makes one where the formula has parameters.
@@ -209,6 +227,7 @@ def measure(
             symmetric=symmetric,
             scale_free=scale_free,
             vjp=vjp,
+            given=given,
         )
     name = getattr(formula, "__name__", "measure")
     base = Measure(
@@ -227,11 +246,15 @@ def measure(
         if p.kind is inspect.Parameter.KEYWORD_ONLY
     ]
     if keywords:
-        return _family(base, keywords)
+        return _family(base, keywords, given or (lambda **parameters: {}))
     return base
 
 
-def _family(base: Measure, keywords: list[inspect.Parameter]) -> Callable[..., Measure]:
+def _family(
+    base: Measure,
+    keywords: list[inspect.Parameter],
+    given: Callable[..., dict[str, Any]],
+) -> Callable[..., Measure]:
     """A function from parameters to measures, with the formula's docstring."""
     required = [
         p.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -248,10 +271,13 @@ def _family(base: Measure, keywords: list[inspect.Parameter]) -> Callable[..., M
             (key, _static(base.name, key, value))
             for key, value in sorted(bound.arguments.items())
         )
-        return replace(base, parameters=parameters)
+        return replace(base, parameters=parameters, **given(**dict(parameters)))
 
     functools.update_wrapper(make, base.formula)
     make.__signature__ = signature  # type: ignore[attr-defined]
+    make.__annotations__ = {p.name: p.annotation for p in keywords} | {
+        "return": Measure
+    }
     make.measure_family = True  # type: ignore[attr-defined]
     return make
 
@@ -263,6 +289,8 @@ def _static(function: str, name: str, value: Any) -> Any:
             "Python number: parameters are static, part of the measure's identity and "
             f"of the compiled program; pass `float({name})` outside of `jit`."
         )
+    if isinstance(value, list | tuple):
+        return tuple(_static(function, name, entry) for entry in value)
     return float(value) if isinstance(value, int) else value
 
 

@@ -126,6 +126,24 @@ def _quotient_rule(
     return quotient, divide(change, denominator)
 
 
+def power(x: Plane, exponent: float) -> Plane:
+    """x ** exponent for x >= 0, with a finite derivative at zero.
+
+    Exponents below 1 have a vertical tangent there: below 1e-6 a parabola through the
+    origin continues the power with its slope.
+    """
+    if float(exponent).is_integer():
+        return x ** int(exponent)
+    floor = 1e-6 if exponent < 1 else 0.0
+    below = x <= floor
+    result = jnp.where(below, 1, x) ** exponent
+    if not floor:
+        return jnp.where(below, 0, result)
+    t = x / floor
+    parabola = floor**exponent * t * ((2 - exponent) + (exponent - 1) * t)
+    return jnp.where(below, parabola, result)
+
+
 @jax.custom_jvp
 def overlap(a1: Plane, a2: Plane, b1: Plane, b2: Plane) -> Plane:
     """Length of the intersection of the intervals [a1, a2] and [b1, b2].

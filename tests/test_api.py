@@ -41,6 +41,7 @@ ORDER = [
     "anchors",
     "measures",
     "variants",
+    "combinators",
     "rotated",
     "gaussian",
     "volumes",
