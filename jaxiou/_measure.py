@@ -113,9 +113,8 @@ class Measure:
         self, boxes1: _checks.Boxes, boxes2: _checks.Boxes
     ) -> Float[Array, "*batch"]:
         array1, array2 = self._inputs(self.name, ("boxes1", "boxes2"), boxes1, boxes2)
-        return aligned(self, array1, array2).astype(
-            _checks.result_dtype(array1, array2)
-        )
+        values = aligned(self, array1, array2)
+        return narrow(values, _checks.result_dtype(array1, array2))
 
     def _inputs(
         self, function: str, names: tuple[str, str], boxes1: Any, boxes2: Any
@@ -304,6 +303,13 @@ def split(boxes: Array, dtype: jnp.dtype) -> Planes:
     )
 
 
+def narrow(values: Array, dtype: jnp.dtype) -> Array:
+    """Values in the dtype of the result; one without a bound saturates in half."""
+    if jnp.finfo(dtype).bits < 32:
+        values = _numerics.saturate(values, float(jnp.finfo(dtype).max))
+    return values.astype(dtype)
+
+
 def select(mask: Array, boxes: Array) -> Array:
     """Replaces masked boxes by a finite one *before* any arithmetic sees them."""
     return jnp.where(mask[..., None], boxes, jnp.zeros((), boxes.dtype))
@@ -435,11 +441,8 @@ def join(planes: Planes, boxes: Array) -> Array:
     """Stacks gradient planes to the shape and dtype of the boxes they belong to."""
     shape = boxes[..., 0].shape
     total = jnp.stack([_sum_to(plane, shape) for plane in planes], axis=-1)
-    dtype = jnp.dtype(boxes.dtype)
-    if jnp.finfo(dtype).bits < 32:
-        # Gradients grow as 1 / side: in half precision they saturate.
-        total = _numerics.saturate(total, float(jnp.finfo(dtype).max))
-    return total.astype(dtype)
+    # Gradients grow as 1 / side: in half precision they saturate.
+    return narrow(total, jnp.dtype(boxes.dtype))
 
 
 def _sum_to(plane: Array, like: Array | tuple[int, ...]) -> Array:

@@ -193,7 +193,7 @@ def _right_angle(dtype: jnp.dtype) -> float:
 def angle(y: Plane, x: Plane) -> Plane:
     """arctan(y / x) in [0, π/2] for y, x >= 0; at the origin 0 with zero gradient."""
     # The difference -0.0 - 0.0 is -0.0, and the angle of (-0.0, 0.0) would be π.
-    turned = jnp.arctan2(y, jnp.abs(x))
+    turned = jnp.arctan2(jnp.abs(y), jnp.abs(x))
     return jnp.minimum(turned, _right_angle(turned.dtype))
 
 

@@ -436,7 +436,7 @@ def wiou_loss(
         loss = power(beta, gamma) * loss
     elif version == 3:
         loss = beta / delta * alpha ** (delta - beta) * loss
-    return loss.astype(dtype), state
+    return _measure.narrow(loss, dtype), state
 
 
 def _wiou_parameters(
@@ -481,11 +481,12 @@ def _loss(
     dtype = _checks.result_dtype(boxes1, boxes2)
     shape = jnp.broadcast_shapes(boxes1.shape[:-1], boxes2.shape[:-1])
     if where is None:
-        return transform(_measure.aligned(measure, boxes1, boxes2)).astype(dtype)
+        values = transform(_measure.aligned(measure, boxes1, boxes2))
+        return _measure.narrow(values, dtype)
     mask = _checks.as_mask(function, "where", where, shape)
     boxes1, boxes2 = (
         _measure.select(mask, _measure.spread(measure, boxes, shape))
         for boxes in (boxes1, boxes2)
     )
     values = transform(_measure.aligned(measure, boxes1, boxes2))
-    return jnp.where(mask, values, 0).astype(dtype)
+    return _measure.narrow(jnp.where(mask, values, 0), dtype)

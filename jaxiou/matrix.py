@@ -94,7 +94,7 @@ def pairwise(
         keep = operands.where1[:, :, None] & operands.where2[:, None, :]
         values = jnp.where(keep, values, 0)
     values = values.reshape(*operands.batch, *values.shape[1:])
-    return values.astype(operands.result_dtype)
+    return _measure.narrow(values, operands.result_dtype)
 
 
 def best_match(

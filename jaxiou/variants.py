@@ -163,7 +163,7 @@ def smooth_iou(a: Planes, b: Planes, *, point: float = 0.1) -> Array:
     """Extended IoU, flattened where the boxes nearly fit.
 
     1 - S(1 - EIoU) with EIoU the `extended_iou` and S(x) = x² / (2 point) below the
-    point, x - point / 2 above: the gradient vanishes at the optimum, and nowhere else.
+    point, x - point / 2 above: the gradient vanishes at the optimum.
 
     Args:
         point: value of 1 - EIoU at which the parabola goes over into the line, in
@@ -243,8 +243,8 @@ def bounded_iou(a: Planes, b: Planes) -> Array:
 def _mpdiou_given(*, image_size: tuple[float, float]) -> dict[str, Any]:
     if not isinstance(image_size, tuple) or len(image_size) != 2:
         raise ValueError(
-            f"jaxiou.mpdiou: `image_size` is {image_size!r}, wanted width and height of "
-            "the image in the unit of the boxes, as in `image_size=(640, 480)`."
+            f"jaxiou.mpdiou: `image_size` is {image_size!r}, wanted width and height "
+            "of the image in the unit of the boxes, as in `image_size=(640, 480)`."
         )
     for side in image_size:
         _checks.number("mpdiou", "image_size", side, above=0, default="(640, 480)")

@@ -170,9 +170,7 @@ def smooth_iou(a, b, *, point):
 def bounds(a, b):
     """Tychsen-Smith & Petersson 2017: IoU bounds of x, y, width and height."""
     pairs = list(zip(sides(a), sides(b), offset(a, b), strict=True))
-    centre = [
-        ratio(max(w2 - 2 * abs(d), 0), w2 + 2 * abs(d)) for _, w2, d in pairs
-    ]
+    centre = [ratio(max(w2 - 2 * abs(d), 0), w2 + 2 * abs(d)) for _, w2, d in pairs]
     return [*centre, *(ratio(min(w1, w2), max(w1, w2)) for w1, w2, _ in pairs)]
 
 
@@ -191,7 +189,10 @@ def mpdiou(a, b, *, image_size):
 def shape_iou(a, b, *, scale):
     """Zhang & Zhang 2023: costs weighted by the shape of the target."""
     (w1, h1), (w2, h2), (dx, dy), (width, height) = (
-        sides(a), sides(b), offset(a, b), hull(a, b)
+        sides(a),
+        sides(b),
+        offset(a, b),
+        hull(a, b),
     )
     wide, high = (2 * ratio(s**scale, w2**scale + h2**scale) for s in (w2, h2))
     distance = ratio(high * dx * dx + wide * dy * dy, width**2 + height**2)

@@ -66,6 +66,32 @@ def everything(content):
     return {key: content[key] for key in kept if key in content}
 
 
+def variants(content):
+    """The axis-aligned variants in one box format each, Gaussian ones aside."""
+    left_out = ("wasserstein", "NWD", "pixel", "piou/PIoU/cx", "piou/PIoU2/cx")
+    kept = [
+        case
+        for case in content["cases"]
+        if not case["id"].startswith(left_out)
+        and not (case["id"].startswith("mmyolo") and case["id"].endswith("cxcywh"))
+    ]
+    inputs = {k: v for k, v in content["inputs"].items() if k != "pixel_pairs"}
+    return {"inputs": inputs, "cases": kept}
+
+
+def axis_aligned_ultralytics(content):
+    """`bbox_iou` and `bbox_ioa`; rotated boxes and masks aside."""
+    inputs = {k: v for k, v in content["inputs"].items() if k != "obb_pairs"}
+    kept = [c for c in content["cases"] if c["id"].startswith("bbox_io")]
+    return {"inputs": inputs, "cases": kept}
+
+
+def overlap_suite(content):
+    """The cases of mmdetection's own tests that are about overlaps."""
+    kept = [c for c in content["cases"] if c["id"].startswith("bbox_overlaps/")]
+    return {"cases": kept}
+
+
 def suite(content):
     """The suite without its masks, whose image is not part of the numbers."""
     kept = [c for c in content["cases"] if "masks" not in c["id"]]
@@ -79,6 +105,10 @@ SOURCES = {
     "torchvision_nms": everything,
     "torchvision_misc": axis_aligned_misc,
     "mmdet_overlaps": everything,
+    "mmdet_losses": everything,
+    "iou_variants": variants,
+    "ultralytics_iou": axis_aligned_ultralytics,
+    "suites/mmdet": overlap_suite,
     "mmdet_coders": everything,
     "detectron2_match": everything,
     "suites/torchvision": suite,

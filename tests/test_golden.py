@@ -23,6 +23,7 @@ MEASURES = {
     "giou": jaxiou.giou,
     "diou": jaxiou.diou,
     "ciou": jaxiou.ciou,
+    "eiou": jaxiou.eiou,
 }
 TORCHVISION = {
     "box_iou": "iou",
@@ -94,7 +95,7 @@ def test_values_in_float32(name):
     close(got, promised, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["iou", "giou", "diou", "ciou"])
+@pytest.mark.parametrize("name", ["iou", "giou", "diou", "ciou", "eiou"])
 def test_gradients_are_exact(name, x64):
     predictions, targets, _, smooth = pairs("exact_axis_aligned")
     key = "ciou_alpha_detached" if name == "ciou" else name
