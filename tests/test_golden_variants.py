@@ -37,7 +37,7 @@ def change(a, b, eps):
     area = sides[:, 0] * sides[:, 1] + sides[:, 2] * sides[:, 3]
     known = (sides > 0).all(axis=1)
     short = np.where(known, sides.min(axis=1), 1.0)
-    value = 8 * eps * (1 / np.where(known, area / 2, 1.0) + 1 / short)
+    value = 8 * eps * (1 + 1 / np.where(known, area / 2, 1.0) + 1 / short)
     return value, value[:, None] * 20 / short[:, None], known
 
 
@@ -117,7 +117,7 @@ def variant(case):
     """Ours for a case of `iou_variants`, and the eps theirs has."""
     head, *tail = case["id"].split("/")
     options = case["kwargs"]
-    eps = float(options.get("eps", 0))
+    eps = float(options.get("eps", 1e-7))
     family, _, kind = head.partition(".")
     if family in ("wiou", "wiou_paper"):
         version, mean = int(tail[0][1]), float(options["iou_mean"])
@@ -160,11 +160,11 @@ def variant(case):
 
 
 # The reasons why a case is not as ours are in the tests further down.
-WISE_EIOU = ("wiou.EIoU",)
+OTHERS = ("wiou.EIoU", "objdet.EIoU/alpha=3", "objdet.CIoU/alpha=3")
 VARIANTS = [
     case
     for case in cases("iou_variants")
-    if "output" in case and not case["id"].startswith(WISE_EIOU)
+    if "output" in case and not case["id"].startswith(OTHERS)
 ]
 
 
@@ -203,6 +203,59 @@ def test_the_eiou_of_the_wise_iou_code_has_centre_offsets_for_sides(x64):
         rebuilt.append(1 - oracle.diou(x, y) + (dx / width) ** 2 + (dy / height) ** 2)
     np.testing.assert_allclose(case["output"][known], rebuilt, atol=1e-9)
     assert np.median(np.abs(ours - case["output"])[known]) > 0.05
+
+
+def test_objdet_powers_only_the_denominators_of_the_sides_in_eiou(x64):
+    """(w₁ - w₂)² / W⁶ for α = 3, which depends on the unit of the boxes."""
+    a, b, _, _ = pairs("iou_variants")
+    (case,) = cases("iou_variants", "objdet.EIoU/alpha=3")
+    slack, _, known = change(a, b, 1e-7)
+    wide, high = (
+        np.maximum(a[:, k + 2], b[:, k + 2]) - np.minimum(a[:, k], b[:, k])
+        for k in (0, 1)
+    )
+    sides = (a[:, 2:] - a[:, :2]) - (b[:, 2:] - b[:, :2])
+    base = np.asarray(jaxiou.alpha_iou(alpha=3, base=jaxiou.diou)(a, b))
+    # Where the hull is long enough for their 1e-7 beside its sixth power.
+    rows = known & (wide > 1) & (high > 1)
+    theirs = base - sides[:, 0] ** 2 / wide**6 - sides[:, 1] ** 2 / high**6
+    error = np.abs(theirs - case["output"])
+    assert (error[rows] <= 1e-6 + slack[rows]).all() and rows.sum() > 60
+    ours = np.asarray(jaxiou.alpha_iou(alpha=3, base=jaxiou.eiou)(a, b))
+    exact = oracle.elementwise(
+        lambda x, y: (
+            oracle.alpha_iou(x, y, alpha=3, base="diou")
+            - oracle.ratio(
+                abs(oracle.sides(x)[0] - oracle.sides(y)[0]), oracle.hull(x, y)[0]
+            )
+            ** 6
+            - oracle.ratio(
+                abs(oracle.sides(x)[1] - oracle.sides(y)[1]), oracle.hull(x, y)[1]
+            )
+            ** 6
+        ),
+        a,
+        b,
+    )
+    np.testing.assert_allclose(ours, exact, atol=1e-12)
+    assert np.abs(ours - case["output"])[rows].max() > 0.1
+
+
+def test_objdet_has_the_powered_iou_in_the_weight_of_ciou(x64):
+    """α_v = v / (1 - IoU³ + v) for α = 3, where the authors have the IoU itself."""
+    a, b, _, _ = pairs("iou_variants")
+    (case,) = cases("iou_variants", "objdet.CIoU/alpha=3")
+    slack, _, known = change(a, b, 1e-7)
+    iou, diou, ciou = (
+        np.asarray(m(a, b))[known] for m in (jaxiou.iou, jaxiou.diou, jaxiou.ciou)
+    )
+    term = diou - ciou
+    # v of α v = v² / (1 - IoU + v).
+    v = (term + np.sqrt(term**2 + 4 * term * (1 - iou))) / 2
+    weight = v / np.where(v > 0, 1 - iou**3 + v, 1)
+    theirs = iou**3 - (iou - diou) ** 3 - (weight * v) ** 3
+    error = np.abs(theirs - case["output"][known])
+    assert (error <= 1e-8 + slack[known]).all()
 
 
 # mmdetection

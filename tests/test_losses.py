@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
 from cases import DEGENERATE, random_boxes, stacked
 
@@ -258,3 +259,82 @@ def test_half_precision_gradients_of_a_box_used_often_stay_finite(dtype):
         return values.astype(jnp.float32).sum()
 
     assert np.isfinite(np.asarray(jax.grad(matrix)(one, many), np.float32)).all()
+
+
+def test_the_focal_loss_is_the_efficient_one_weighted_by_a_constant(x64):
+    a, b = np.array(PREDICTION), np.array(TARGET)
+    wanted = IOU**0.5 * (1 - oracle.eiou(PREDICTION, TARGET))
+    value, gradient = jax.value_and_grad(jaxiou.focal_eiou_loss)(a, b)
+    np.testing.assert_allclose(value, wanted, rtol=1e-12)
+    slope = -(IOU**0.5) * oracle.gradient(oracle.eiou, PREDICTION, TARGET)[0]
+    np.testing.assert_allclose(gradient, slope, atol=1e-8)
+    np.testing.assert_array_equal(jaxiou.focal_eiou_loss(a, b + 20), 0)
+    with pytest.raises(ValueError, match="focal_eiou_loss: `gamma` is -1"):
+        jaxiou.focal_eiou_loss(a, b, gamma=-1)
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_wise_iou_by_hand(version, x64):
+    distance = (0.5**2 + 1.5**2) / (4**2 + 4**2)
+    plain = math.exp(distance) * (1 - IOU)
+    mean = 0.9 + 0.1 * (1 - IOU - 0.9)
+    beta = (1 - IOU) / mean
+    factor = {1: 1.0, 2: beta**0.5, 3: beta / (3 * 1.9 ** (beta - 3))}[version]
+    loss, new = jaxiou.wiou_loss(
+        np.array(PREDICTION), TARGET, mean=0.9, version=version, momentum=0.1
+    )
+    np.testing.assert_allclose(loss, factor * plain, rtol=1e-7)
+    np.testing.assert_allclose(new, mean, rtol=1e-7)
+
+
+def test_the_mean_of_wise_iou_is_state_of_a_train_step():
+    boxes = np.float32([PREDICTION, [np.nan] * 4, PREDICTION])
+    targets = np.float32([TARGET] * 3)
+
+    @jax.jit
+    def step(mean, where):
+        def total(boxes):
+            loss, new = jaxiou.wiou_loss(boxes, targets, mean=mean, where=where)
+            return loss.sum(), new
+
+        return jax.value_and_grad(total, has_aux=True)(boxes)
+
+    (loss, mean), gradient = step(jnp.array(1.0), np.array([True, False, True]))
+    np.testing.assert_allclose(mean, 1 + 0.01 * (1 - IOU - 1), rtol=1e-6)
+    assert np.isfinite(loss) and np.isfinite(gradient).all()
+    np.testing.assert_array_equal(gradient[1], 0)
+    # Without a box the mean stays, and nothing flows.
+    (loss, mean), gradient = step(jnp.array(0.7), np.zeros(3, bool))
+    assert loss == 0 and mean == np.float32(0.7)
+    np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        ({"mean": np.ones(2)}, r"`mean` has shape \(2,\), wanted a scalar"),
+        ({"mean": 1.0, "version": 4}, "`version` is 4, wanted 1, 2 or 3"),
+        ({"mean": 1.0, "alpha": 1.0}, "`alpha` is 1.0, wanted"),
+        ({"mean": 1.0, "delta": 0.0}, "`delta` is 0.0, wanted"),
+        ({"mean": 1.0, "momentum": 2.0}, "`momentum` is 2.0, wanted"),
+    ],
+)
+def test_wise_iou_refuses_what_makes_no_sense(options, message):
+    with pytest.raises(ValueError, match=rf"^jaxiou.wiou_loss: {message}"):
+        jaxiou.wiou_loss(PREDICTION, TARGET, **options)
+
+
+def test_a_transform_is_applied_before_the_mask_and_in_full_precision():
+    boxes = jnp.asarray([PREDICTION, PREDICTION], jnp.bfloat16)
+    loss = jaxiou.box_loss(
+        boxes,
+        TARGET,
+        measure=jaxiou.iou,
+        transform=lambda x: 1e4 * x - 7857,
+        where=[True, False],
+    )
+    assert loss.dtype == jnp.bfloat16
+    # 0.142857 is what is left of 7857.142857 in float32; bfloat16 has no such digit.
+    np.testing.assert_allclose(
+        loss.astype(jnp.float32), [1e4 * (1 - IOU) - 7857, 0], 0.01
+    )
