@@ -325,10 +325,12 @@ def test_wise_iou_refuses_what_makes_no_sense(options, message):
 
 
 def test_a_transform_is_applied_before_the_mask_and_in_full_precision():
-    boxes = jnp.asarray([PREDICTION, PREDICTION], jnp.bfloat16)
+    boxes, targets = (
+        jnp.asarray([box, box], jnp.bfloat16) for box in (PREDICTION, TARGET)
+    )
     loss = jaxiou.box_loss(
         boxes,
-        TARGET,
+        targets,
         measure=jaxiou.iou,
         transform=lambda x: 1e4 * x - 7857,
         where=[True, False],
