@@ -94,7 +94,7 @@ def drawn(measure):
     """Whether the measure grows as a disjoint box comes nearer, on all four sides."""
     target = jnp.array([10.0, 20.0, 16.0, 29.0])
     moves = jnp.array([[9.0, 1.0], [-9.0, 1.0], [1.0, 13.0], [1.0, -13.0]])
-    boxes = target + jnp.concatenate([moves, moves], axis=1)
+    boxes = target[None] + jnp.concatenate([moves, moves], axis=1)
     gradient = jax.vmap(jax.grad(measure), (0, None))(boxes, target)
     nearer = -(gradient[:, :2] + gradient[:, 2:]) * moves
     return bool((nearer.sum(axis=1) > 0).all())

@@ -122,8 +122,10 @@ def variant(case):
     if family in ("wiou", "wiou_paper"):
         version, mean = int(tail[0][1]), float(options["iou_mean"])
         shape = {"alpha": float(options["alpha"]), "delta": float(options["delta"])}
-        # Their CIoU adds 1e-4 to the heights, their SIoU guards its angle.
-        eps = {"CIoU": 1e-4, "SIoU": 1e-7}.get(kind, 0.0)
+        # Their CIoU adds 1e-4 to the heights. Their SIoU guards its angle: the gradient
+        # of an elongated pair is off by 6e-5, ours there is that of finite differences
+        # of the oracle, and of objdet's SIoU.
+        eps = {"CIoU": 1e-4, "SIoU": 1e-6}.get(kind, 0.0)
         return focused(BASES[kind], version=version, mean=mean, **shape), eps
     if family == "objdet" and kind == "WIoU":
         return focused(jaxiou.wiou, mean=float(options["iou_mean"])), 1e-7
