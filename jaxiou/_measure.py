@@ -428,7 +428,15 @@ def _aligned_bwd(
     dtype = _checks.arithmetic_dtype(boxes1, boxes2)
     planes1 = [jnp.broadcast_to(p, cotangent.shape) for p in split(boxes1, dtype)]
     planes2 = [jnp.broadcast_to(p, cotangent.shape) for p in split(boxes2, dtype)]
-    gradients = measure.planes_vjp(tuple(planes1), tuple(planes2), cotangent)
+    # Of a steep loss the cotangent is large where slopes are of the size 1 / side: inside
+    # of the formula their product could overflow and turn NaN, here it saturates.
+    slopes = measure.planes_vjp(
+        tuple(planes1), tuple(planes2), jnp.ones_like(cotangent)
+    )
+    limit = float(jnp.finfo(dtype).max)
+    gradients = jax.tree.map(
+        lambda slope: _numerics.saturate(slope * cotangent, limit), slopes
+    )
     return tuple(
         join(planes, boxes) for planes, boxes in zip(gradients, residuals, strict=True)
     )

@@ -76,7 +76,7 @@ def alpha_iou(
 
     At the edge:
         As the base. A power below 1 continues as a parabola below 1e-6, so that the
-        gradient stays finite.
+        gradient stays finite, for sides from 1e-30 on (float32).
 
     Raises:
         ValueError: on a power that is not positive, or a base without terms or without

@@ -291,11 +291,7 @@ def log_iou_loss(
         Detection Network", 2016, arXiv:1608.01471. mmdetection clamps the IoU at
         1e-6 instead, which cuts the gradient off.
     """
-    if not 0 < floor <= 1:
-        raise ValueError(
-            f"jaxiou.log_iou_loss: `floor` is {floor!r}, wanted a number in (0, 1]; "
-            "the default is 1e-3."
-        )
+    _checks.number("log_iou_loss", "floor", floor, above=0, most=1, default="1e-3")
 
     def continued(value: Array) -> Array:
         safe = jnp.maximum(value, floor)

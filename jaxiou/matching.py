@@ -101,6 +101,8 @@ def match_anchors(
             f"{positive}; anchors in between are neither, so negative <= positive."
         )
 
+    _measure.as_measure("match_anchors", ignore_measure, name="ignore_measure")
+
     def operands(measure: Measure, mask: _checks.Mask | None) -> Operands:
         return Operands(
             "match_anchors",

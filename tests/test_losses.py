@@ -223,6 +223,14 @@ def test_the_log_loss_of_disjoint_boxes_is_finite():
     np.testing.assert_array_equal(gradient, 0)
 
 
+def test_the_log_loss_of_a_hair_has_a_gradient_that_saturates():
+    hair = jnp.array([0.0, 0.0, 1e-37, 3.0])
+    for a, b in ((hair, 2 * hair), (hair, hair.at[2].set(1e10))):
+        gradients = jax.grad(jaxiou.log_iou_loss, argnums=(0, 1))(a, b)
+        assert np.isfinite(gradients).all()
+        assert np.abs(gradients[0]).max() > 1e30
+
+
 @pytest.mark.parametrize("floor", [0, -1.0, 1.5, math.nan, math.inf])
 def test_a_floor_outside_of_its_range_is_refused(floor):
     with pytest.raises(ValueError, match=r"jaxiou.log_iou_loss: `floor` is .*\(0, 1\]"):

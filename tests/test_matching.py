@@ -190,6 +190,11 @@ def test_any_measure_and_thresholds_checked():
         jaxiou.match_anchors(anchors, targets, negative=0.6)
 
 
+def test_a_wrong_measure_of_ignored_targets_is_refused_by_its_name():
+    with pytest.raises(TypeError, match="match_anchors: `ignore_measure` is 'iof'"):
+        jaxiou.match_anchors([[0, 0, 4, 2]], [[1, 1, 5, 4]], ignore_measure="iof")
+
+
 def test_take_targets_gathers_and_fills():
     assignment = jaxiou.Assignment(jnp.array([1, -1, 0, -2]), jnp.zeros(4))
     boxes = np.arange(8.0, dtype=np.float32).reshape(2, 4)

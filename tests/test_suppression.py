@@ -238,5 +238,5 @@ def test_thresholds_may_be_traced_and_mapped_over_and_slots_may_not():
     found = jax.jit(jax.vmap(kept))(thresholds)
     np.testing.assert_array_equal(found, np.stack([kept(t) for t in thresholds]))
     for slots in (2.0, None):
-        with pytest.raises(ValueError, match="`max_outputs` is .*, wanted an integer"):
+        with pytest.raises(ValueError, match=r"`max_outputs` is .*, wanted an integer"):
             jaxiou.nms(boxes, scores, threshold=0.5, max_outputs=slots)

@@ -280,6 +280,11 @@ def test_finite_input_has_finite_value_and_gradient():
             assert not bad.any(), (measure, a[bad][0], b[bad][0])
 
 
+# A slope of 1e3 on top of the 1 / side of the IoU overflows for sides below 1e-30 (in
+# float32), as the docstring of `alpha_iou` says.
+STEEP = jaxiou.alpha_iou(alpha=0.5, base=jaxiou.diou)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @settings(
     max_examples=25,
@@ -300,12 +305,18 @@ def test_any_finite_boxes(dtype, x64, data):
     raw = rng.choice(seed, (2, ROWS, 4)).view(jnp.dtype(dtype)).astype(np.float64)
     limit = float(jnp.finfo(dtype).max)
     a, b = np.nan_to_num(raw, nan=1.0, posinf=limit, neginf=-limit)
+    x = np.sort(np.concatenate([a, b], axis=1).reshape(ROWS, 4, 2), axis=1)
+    steps = np.diff(x, axis=1).reshape(ROWS, -1)
+    least = 1e8 * float(jnp.finfo(jnp.promote_types(dtype, "float32")).tiny)
+    hair = ((steps > 0) & (steps < least)).any(axis=1)
     results = evaluate(a, b, dtype)
     for measure, *arrays in each(*results):
         values, *gradients = (x.astype(np.float64) for x in arrays)
         bad = ~np.isfinite(values)
         for g in gradients:
             bad |= ~np.isfinite(g).all(axis=-1)
+        if measure == STEEP:
+            bad &= ~hair
         assert not bad.any(), (measure, a[bad][0], b[bad][0])
         assert inside(measure, values), (measure, values.min(), values.max())
 
