@@ -428,8 +428,8 @@ def _aligned_bwd(
     dtype = _checks.arithmetic_dtype(boxes1, boxes2)
     planes1 = [jnp.broadcast_to(p, cotangent.shape) for p in split(boxes1, dtype)]
     planes2 = [jnp.broadcast_to(p, cotangent.shape) for p in split(boxes2, dtype)]
-    # Of a steep loss the cotangent is large where slopes are of the size 1 / side: inside
-    # of the formula their product could overflow and turn NaN, here it saturates.
+    # A steep loss has a large cotangent, and slopes are of the size 1 / side: inside of
+    # the formula their product could overflow and turn NaN, here it saturates.
     slopes = measure.planes_vjp(
         tuple(planes1), tuple(planes2), jnp.ones_like(cotangent)
     )

@@ -94,10 +94,11 @@ def pairwise_vjp(
         block = jnp.where(fresh[None, :, None], cut(cotangent), 0)
         over_rows = _rows(tuple(cut(p) for p in planes1))
         # Broadcast first, so that the sums are ours: XLA's would repeat the formula.
-        wide = jax.tree.map(
-            lambda p: jnp.broadcast_to(p, block.shape), (over_rows, columns)
+        wide1, wide2 = (
+            tuple(jnp.broadcast_to(p, block.shape) for p in planes)
+            for planes in (over_rows, columns)
         )
-        rows_grad, columns_grad = measure.planes_vjp(*wide, block)
+        rows_grad, columns_grad = measure.planes_vjp(wide1, wide2, block)
         rows_grad = tuple(_total(g, 2) for g in rows_grad)
         columns_grad = tuple(_total(g, 1) for g in columns_grad)
         return jax.tree.map(jnp.add, total, columns_grad), rows_grad
