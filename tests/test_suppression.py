@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import random_boxes
 
 import jaxiou
 from jaxiou import suppression
