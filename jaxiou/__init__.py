@@ -36,6 +36,19 @@ from .boxes import is_valid as is_valid
 from .combinators import alpha_iou as alpha_iou
 from .combinators import focaler as focaler
 from .combinators import inner_iou as inner_iou
+from .distances import Distance as Distance
+from .distances import bhattacharyya_distance as bhattacharyya_distance
+from .distances import gwd_distance as gwd_distance
+from .distances import jeffreys_distance as jeffreys_distance
+from .distances import kld_distance as kld_distance
+from .distances import similarity as similarity
+from .gaussian import kfiou as kfiou
+from .gaussian import kfiou_raw as kfiou_raw
+from .gaussian import mgiou as mgiou
+from .gaussian import nwd as nwd
+from .gaussian import probiou as probiou
+from .gaussian import rotated_nwd as rotated_nwd
+from .gaussian import to_gaussian as to_gaussian
 from .losses import box_loss as box_loss
 from .losses import ciou_loss as ciou_loss
 from .losses import diou_loss as diou_loss
@@ -60,6 +73,14 @@ from .measures import giou as giou
 from .measures import iof as iof
 from .measures import iou as iou
 from .measures import measure as measure
+from .rotated import convert_angle as convert_angle
+from .rotated import corners as corners
+from .rotated import from_corners as from_corners
+from .rotated import rotated_diou as rotated_diou
+from .rotated import rotated_giou as rotated_giou
+from .rotated import rotated_iof as rotated_iof
+from .rotated import rotated_iou as rotated_iou
+from .rotated import to_xyxy as to_xyxy
 from .suppression import Kept as Kept
 from .suppression import nms as nms
 from .variants import bounded_iou as bounded_iou
@@ -71,6 +92,13 @@ from .variants import shape_iou as shape_iou
 from .variants import siou as siou
 from .variants import smooth_iou as smooth_iou
 from .variants import wiou as wiou
+from .volumes import bev_iou as bev_iou
+from .volumes import diou_3d as diou_3d
+from .volumes import giou_3d as giou_3d
+from .volumes import interval_iou as interval_iou
+from .volumes import iou_3d as iou_3d
+from .volumes import yaw_giou_3d as yaw_giou_3d
+from .volumes import yaw_iou_3d as yaw_iou_3d
 
 try:
     __version__ = _version("jaxiou")

@@ -21,6 +21,7 @@ Boxes: TypeAlias = Num[Array, "*batch 4"] | Num[np.ndarray, "*batch 4"] | Sequen
 Mask: TypeAlias = Bool[Array, "*batch"] | Bool[np.ndarray, "*batch"] | Sequence[Any]
 
 _LAYOUTS = {
+    2: "(t1, t2)",
     4: "(x1, y1, x2, y2)",
     5: "(cx, cy, w, h, angle)",
     6: "(x1, y1, z1, x2, y2, z2)",

@@ -145,6 +145,18 @@ def power(x: Plane, exponent: float) -> Plane:
 
 
 @jax.custom_jvp
+def root(x: Plane) -> Plane:
+    """√x for x >= 0, with gradient 0 at 0."""
+    return jnp.sqrt(x)
+
+
+@root.defjvp
+def _root_jvp(primals: tuple[Plane], tangents: tuple[Plane]) -> tuple[Plane, Plane]:
+    value = root(primals[0])
+    return value, divide(tangents[0] / 2, value)
+
+
+@jax.custom_jvp
 def overlap(a1: Plane, a2: Plane, b1: Plane, b2: Plane) -> Plane:
     """Length of the intersection of the intervals [a1, a2] and [b1, b2].
 

@@ -12,6 +12,8 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
+
 GOLDEN = Path(__file__).parent / "golden"
 PROSE = {
     "note",
@@ -33,12 +35,12 @@ def numbers(value):
 
 
 def reported(content):
-    """The cases of axis-aligned boxes; the thread they come from stays their name."""
-    axis_aligned = content["axis_aligned"]
+    """The cases; the thread they come from stays their name."""
+    axis_aligned, rotated = content["axis_aligned"], content["rotated"]
     nms = [case for case in content["nms"] if "fmt" not in case]
-    for case in axis_aligned + nms:
+    for case in axis_aligned + rotated + nms:
         case["thread"] = case["source"]
-    return {"axis_aligned": axis_aligned, "nms": nms}
+    return {"axis_aligned": axis_aligned, "rotated": rotated, "nms": nms}
 
 
 def soft_jaccard(content):
@@ -79,17 +81,73 @@ def variants(content):
     return {"inputs": inputs, "cases": kept}
 
 
-def axis_aligned_ultralytics(content):
-    """`bbox_iou` and `bbox_ioa`; rotated boxes and masks aside."""
-    inputs = {k: v for k, v in content["inputs"].items() if k != "obb_pairs"}
-    kept = [c for c in content["cases"] if c["id"].startswith("bbox_io")]
-    return {"inputs": inputs, "cases": kept}
+def ultralytics(content):
+    """`bbox_iou`, `bbox_ioa` and ProbIoU, and their boxes; masks aside."""
+    wanted = ("bbox_io", "probiou/CIoU=False")
+    kept = [c for c in content["cases"] if c["id"].startswith(wanted)]
+    return {"inputs": content["inputs"], "cases": kept}
 
 
 def overlap_suite(content):
     """The cases of mmdetection's own tests that are about overlaps."""
     kept = [c for c in content["cases"] if c["id"].startswith("bbox_overlaps/")]
     return {"cases": kept}
+
+
+def rotated(content):
+    """The exact numbers, without those of peers and of the cross-check."""
+    left_out = ("box_format", "angle", "iou_shapely", "peer_iou_informational")
+    pairs = content["elementwise"]
+    kept = {k: v for k, v in pairs.items() if k not in left_out}
+    return {"elementwise": kept, "pairwise": content["pairwise"][:2]}
+
+
+def rotated_gradients(content):
+    """The exact gradients."""
+    return {k: v for k, v in content.items() if k not in ("meta", "angle", "cases")}
+
+
+def rotated_formats(content):
+    """Corners and angles of rotated boxes in degrees."""
+    wanted = ("cxcywhr->xyxyxyxy", "xyxyxyxy->cxcywhr")
+    return {"cases": [c for c in content["cases"] if c["id"].endswith(wanted)]}
+
+
+def gaussians(content):
+    """One case per distance, without gradients: those are checked on ours."""
+    wanted = (
+        "xy_wh_r_2_xy_sigma/pred",
+        "gwd_loss/none/tau=0.0/normalize=False",
+        "gwd_loss/log1p/tau=1.0/normalize=False",
+        "kld_loss/none/tau=0.0",
+        "kld_loss/log1p/tau=1.0/sqrt=True",
+        "jd_loss/none/tau=0.0/sqrt=True",
+        "v1_bcd_loss/none/tau=1.0",
+        "kfiou_loss/none/pred_is_decode",
+    )
+    cases = [c for c in content["cases"] if c["id"].startswith(wanted)]
+    weights = ("grad_weights_sigma", "grad_boxes")
+    cases = [{k: v for k, v in c.items() if k not in weights} for c in cases]
+    return {"inputs": content["inputs"], "cases": cases}
+
+
+def boxes_3d(content):
+    """The exact numbers of boxes in space."""
+    kept = ("axis_aligned", "yaw", "yaw_grad")
+    left_out = ("box_format", "note", "iou_shapely")
+    return {
+        key: {k: v for k, v in content[key].items() if k not in left_out}
+        for key in kept
+    }
+
+
+def every(step):
+    """Every so many rows of an archive of arrays."""
+
+    def select(content):
+        return {key: content[key][::step].tolist() for key in content.files}
+
+    return select
 
 
 def suite(content):
@@ -107,20 +165,37 @@ SOURCES = {
     "mmdet_overlaps": everything,
     "mmdet_losses": everything,
     "iou_variants": variants,
-    "ultralytics_iou": axis_aligned_ultralytics,
+    "ultralytics_iou": ultralytics,
     "suites/mmdet": overlap_suite,
     "mmdet_coders": everything,
     "detectron2_match": everything,
     "suites/torchvision": suite,
     "reported_cases": reported,
     "mask_losses": soft_jaccard,
+    "rotated_iou": rotated,
+    "rotated_iou_grad": rotated_gradients,
+    "rotated_formats": rotated_formats,
+    "mmrotate_gaussian": gaussians,
+    "iou3d": boxes_3d,
+    "real_rotated_iou": every(3),
+    "real_box3d_iou": every(9),
 }
+# Files of which a second part is packed under a name of its own.
+PARTS = {"rotated_formats": "torchvision_misc"}
+
+
+def source(folder, name):
+    """The content of a JSON file or of a NumPy archive."""
+    path = folder / f"{PARTS.get(name, name)}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    return np.load(path.with_suffix(".npz"))
 
 
 def main(folder):
     """Writes one compressed file per source."""
     for name, select in SOURCES.items():
-        content = json.loads((folder / f"{name}.json").read_text())
+        content = source(folder, name)
         text = json.dumps(numbers(select(content)), separators=(",", ":"))
         packed = gzip.compress(text.encode(), mtime=0)
         target = GOLDEN / f"{name.replace('/', '_')}.json.gz"
