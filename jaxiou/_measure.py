@@ -139,7 +139,10 @@ def as_measure(function: str, value: Any, *, name: str = "measure") -> Measure:
     if isinstance(value, Measure):
         return value
     hint = (
-        f"call it with its parameters, as in `{name}={getattr(value, '__name__', 'm')}"
+        value.not_a_measure
+        if hasattr(value, "not_a_measure")
+        else f"call it with its parameters, as in `{name}="
+        f"{getattr(value, '__name__', 'm')}"
         "(...)`"
         if hasattr(value, "measure_family")
         else f"pass the function itself, as in `{name}=jaxiou.{value}`"

@@ -55,6 +55,11 @@ class Distance:
     ) -> Float[Array, "*batch"]:
         return self.values(boxes1, boxes2)
 
+    @property
+    def not_a_measure(self) -> str:
+        """What to do where a measure is wanted."""
+        return f"make one of it with `jaxiou.similarity(jaxiou.{self!r}, tau=1.0)`"
+
     def __repr__(self) -> str:
         return repr(self.values)
 
