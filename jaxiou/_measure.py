@@ -138,12 +138,11 @@ def as_measure(function: str, value: Any, *, name: str = "measure") -> Measure:
     """Checks a `measure=` argument, or one of another name."""
     if isinstance(value, Measure):
         return value
+    family = getattr(value, "__name__", "m")
     hint = (
         value.not_a_measure
         if hasattr(value, "not_a_measure")
-        else f"call it with its parameters, as in `{name}="
-        f"{getattr(value, '__name__', 'm')}"
-        "(...)`"
+        else f"call it with its parameters, as in `{name}={family}(...)`"
         if hasattr(value, "measure_family")
         else f"pass the function itself, as in `{name}=jaxiou.{value}`"
         if isinstance(value, str)

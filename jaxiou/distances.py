@@ -115,9 +115,14 @@ def gwd_distance(a: Planes, b: Planes) -> Array:
     return wasserstein(a, b)
 
 
-def _log_excess(ratio: Array) -> Array:
-    """r - log(1 + r), at least 0: how far 1 + r is from 1."""
-    return nonnegative(ratio - jnp.log1p(ratio))
+def _log_excess(one: Array, other: Array) -> Array:
+    """λ - 1 - log λ of the ratio λ of two variances, given standard deviations."""
+    ratio = (one - other) * (one + other) / (other * other)
+    # Near 1 without cancellation; far from it λ - 1 may round to -1.
+    near = jnp.abs(ratio) < 0.5
+    log = jnp.log1p(jnp.where(near, ratio, 0))
+    log = jnp.where(near, log, 2 * (jnp.log(one) - jnp.log(other)))
+    return nonnegative(ratio - log)
 
 
 def _divergence(pair: Pair, *, of_first: bool) -> Array:
@@ -128,9 +133,7 @@ def _divergence(pair: Pair, *, of_first: bool) -> Array:
         (x2, y2, a2, b2, a1, b1) if of_first else (x1, y1, a1, b1, a2, b2)
     )
     place = (x / a) ** 2 + (y / b) ** 2
-    # λ - 1 - log λ of both ratios of variances, free of cancellation near 1.
-    sizes = _log_excess((c - a) * (c + a) / (a * a))
-    sizes = sizes + _log_excess((d - b) * (d + b) / (b * b))
+    sizes = _log_excess(c, a) + _log_excess(d, b)
     return nonnegative(place + sizes + pair.turn / (a * a) / (b * b)) / 2
 
 
@@ -288,7 +291,8 @@ def similarity(
         raise ValueError(
             f"jaxiou.similarity: `tau` is {tau!r}, wanted a number greater than 0."
         )
-    values = distance.values
+    # The measure itself says where derivatives come from.
+    values = replace(distance.values, forward=False)
     made = measure(
         minimum=0.0,
         coordinates=values.coordinates,
@@ -296,7 +300,7 @@ def similarity(
         scale_free=values.scale_free,
     )(_similarity)
     found: Measure = made(distance=values, tau=tau, root_first=root, log=log)
-    return replace(found, forward=values.forward, name="similarity")
+    return replace(found, forward=distance.values.forward, name="similarity")
 
 
 def _similarity(

@@ -63,12 +63,15 @@ def pair(a: Planes, b: Planes, *, flattest: float = 0.0) -> Pair:
     """
     pose = _turned.pose(*_turned.bounded(a, b))
     unit = jnp.maximum(jnp.maximum(pose.a, pose.b), jnp.maximum(pose.w, pose.h))
-    # Smaller boxes are points.
-    unit = jnp.maximum(jax.lax.stop_gradient(unit), 8 * smallest(unit.dtype) ** 0.5)
+    # Where both are smaller they are points, all alike to what divides by their sides.
+    least = smallest(unit.dtype) ** 0.5
+    points = (unit < least) & (flattest > 0)
+    unit = jnp.maximum(jax.lax.stop_gradient(unit), least)
     far = 1 / float(jnp.finfo(unit.dtype).eps)
 
     def side(length: Array) -> Array:
         length = length / unit
+        length = jnp.where(points, 1, length)
         return length + jax.lax.stop_gradient(jnp.maximum(flattest - length, 0))
 
     return Pair(
@@ -143,7 +146,10 @@ def wasserstein(a: Planes, b: Planes) -> Array:
     product = p1 * p2 + q1 * q2
     turn = (sin * (p1 - q1) * (p1 + q1)) * (sin * (p2 - q2) * (p2 + q2))
     fidelity = root(nonnegative(product * product - turn))
-    bent = unit * divide(2 * turn, product + fidelity)
+    # Of sides this different the angle is nothing beside their difference.
+    bends = product > float(jnp.finfo(product.dtype).eps) ** 2
+    turn = jnp.where(bends, turn, 0)
+    bent = unit * turn * 2 / jnp.where(bends, product + fidelity, 1)
     squares = (a1 - a2) ** 2 + (b1 - b2) ** 2 + bent * jax.lax.stop_gradient(unit)
     return root(nonnegative(x * x + y * y + squares))
 

@@ -88,6 +88,7 @@ def test_gradients_are_exact_away_from_kinks(x64):
 
 
 def test_the_matrix_is_exact_and_matchers_use_it(x64):
+    ties_free = False
     for case in load("rotated_iou")["pairwise"].values():
         a, b = case["boxes1"], case["boxes2"]
         found = jaxiou.pairwise(a, b, measure=jaxiou.rotated_iou)
@@ -97,11 +98,15 @@ def test_the_matrix_is_exact_and_matchers_use_it(x64):
         # Of equal overlaps rounding makes one the best: the value it stands for counts.
         chosen = case["iou"][best.indices2, np.arange(len(b))]
         np.testing.assert_allclose(chosen, case["iou"].max(axis=0), atol=1e-12)
+        if np.ptp(np.sort(case["iou"], axis=1)[:, -2:], axis=1).min() < 1e-9:
+            continue
+        ties_free = True
         matched = jaxiou.match_anchors(
             a, b, measure=jaxiou.rotated_iou, positive=0.3, negative=0.2
         )
         wanted = oracle.match(case["iou"], 0.3, 0.2, force=True)
         np.testing.assert_array_equal(matched.indices, wanted)
+    assert ties_free
 
 
 def test_suppression_and_losses_of_boxes_that_turn():
