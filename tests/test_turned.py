@@ -255,6 +255,21 @@ def test_nan_propagates(measure):
         np.testing.assert_array_equal(np.isnan(value), seen)
 
 
+@every
+def test_wrong_boxes_are_refused_by_name(measure):
+    k = measure.coordinates
+    right, wrong = np.zeros((2, k), np.float32), np.zeros((2, k + 1), np.float32)
+    start = rf"^jaxiou\.{measure.name}: "
+    with pytest.raises(
+        ValueError, match=rf"{start}`boxes2` has shape .*{k}\) boxes \("
+    ):
+        measure(right, wrong)
+    with pytest.raises(TypeError, match=f"{start}`boxes1` has dtype bool"):
+        measure(right > 0, right)
+    with pytest.raises(ValueError, match=f"{start}.*do not broadcast"):
+        measure(np.zeros((2, 3, k)), np.zeros((5, 3, k)))
+
+
 @pytest.mark.parametrize("distance", DISTANCES, ids=repr)
 def test_a_distance_is_no_measure(distance):
     a, b = (x.astype(np.float32) for x in generic(distance.values, 21, 6))
