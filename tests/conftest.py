@@ -25,6 +25,13 @@ def x64():
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget():
+    """Programs of one module are of no use to the next: they would take gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 def pytest_runtest_setup(item):
     """Skips tests for a GPU where there is none."""
     if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
