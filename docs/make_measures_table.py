@@ -17,7 +17,12 @@ import jaxiou
 
 PAGE = Path(__file__).parent / "measures.md"
 # Members of families whose parameters have no defaults.
-PARAMETERS = {"mpdiou": {"image_size": (640, 480)}, "inner_iou": {"ratio": 0.7}}
+PARAMETERS = {
+    "mpdiou": {"image_size": (640, 480)},
+    "inner_iou": {"ratio": 0.7},
+    "nwd": {"constant": 12.8},
+    "rotated_nwd": {"constant": 12.8},
+}
 ELSEWHERE = {
     "iou": "torchvision, mmdetection, detectron2, ultralytics, keras",
     "iof": "mmdetection; detectron2 and ultralytics by the second area",
@@ -35,6 +40,7 @@ ELSEWHERE = {
     "piou": "the authors' code",
     "piou_v2": "the authors' code",
     "wiou": "the authors' code",
+    "nwd": "the authors' code",
     "alpha_iou": "the authors' code",
     "inner_iou": "the authors' code",
     "focaler": "the authors' code",

@@ -277,7 +277,7 @@ def mpdiou(a: Planes, b: Planes, *, image_size: tuple[float, float]) -> Planes:
         >>> import jaxiou
         >>> measure = jaxiou.mpdiou(image_size=(16, 12))
         >>> print(measure([0.0, 0.0, 4.0, 2.0], [1.0, 1.0, 4.0, 4.0]))
-        0.19928573
+        0.19928572
 
     Reference:
         S. Ma, Y. Xu, "MPDIoU: A Loss for Efficient and Accurate Bounding Box

@@ -16,6 +16,9 @@ from goldens import cases, load
 
 import jaxiou
 
+# Many compilations; the measures of `test_measures.py` stand for these elsewhere.
+pytestmark = pytest.mark.slow
+
 
 def pairs(name, box_format="xyxy"):
     """Predictions, targets (as xyxy), categories and the rows with sound gradients."""

@@ -17,6 +17,9 @@ from turning import TURNED, boxes, degenerate, scaled, sides_of
 
 import jaxiou
 
+# Many compilations; the measures of `test_measures.py` stand for these elsewhere.
+pytestmark = pytest.mark.slow
+
 POOL = 1024
 DISTANCES = [
     jaxiou.gwd_distance,

@@ -26,6 +26,9 @@ from members import MEMBERS, RATIONAL, ROWS, evaluate, expected
 
 import jaxiou
 
+# Many compilations; the measures of `test_measures.py` stand for these elsewhere.
+pytestmark = pytest.mark.slow
+
 DTYPES = ["float32", "float64", "bfloat16", "float16"]
 
 
