@@ -25,7 +25,7 @@ def tiny():
     records = digits.digits("train", 24, seed=0)
     dataset = Dataset(tuple("0123456789"), records, records[:4], records[:4], False)
     config = Config(
-        steps=12, batch_size=8, image_size=(96, 96), width=32, learning_rate=5e-3
+        steps=24, batch_size=8, image_size=(96, 96), width=32, learning_rate=5e-3
     )
     return dataset, config
 
@@ -419,7 +419,7 @@ def test_a_run_leaves_its_files(tmp_path):
     for name in ("predictions.png", "curves.png"):
         with Image.open(tmp_path / name) as picture:
             assert picture.size[0] > 300
-    assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == 32
+    assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == 16
     model, restored, classes = train.restore(tmp_path)
     assert restored.image_size == (96, 96) and classes == tuple("0123456789")
     records = digits.digits("test", 400, 0)
