@@ -224,11 +224,11 @@ def test_the_log_loss_of_disjoint_boxes_is_finite():
 
 
 def test_the_log_loss_of_a_hair_has_a_gradient_that_saturates():
-    hair = jnp.array([0.0, 0.0, 1e-37, 3.0])
-    for a, b in ((hair, 2 * hair), (hair, hair.at[2].set(1e10))):
-        gradients = jax.grad(jaxiou.log_iou_loss, argnums=(0, 1))(a, b)
-        assert np.isfinite(gradients).all()
-        assert np.abs(gradients[0]).max() > 1e30
+    # The IoU grows by 5e35 per unit of the empty box's width, the loss by 1000 per IoU.
+    empty, hair = jnp.array([0.0, 0.0, 0.0, 1e8]), jnp.array([0.0, 0.0, 2e-36, 1e8])
+    gradients = jax.grad(jaxiou.log_iou_loss, argnums=(0, 1))(empty, hair)
+    assert np.isfinite(gradients).all()
+    assert gradients[0][2] == -np.finfo(np.float32).max
 
 
 @pytest.mark.parametrize("floor", [0, -1.0, 1.5, math.nan, math.inf])
@@ -275,7 +275,8 @@ def test_the_focal_loss_is_the_efficient_one_weighted_by_a_constant(x64):
     value, gradient = jax.value_and_grad(jaxiou.focal_eiou_loss)(a, b)
     np.testing.assert_allclose(value, wanted, rtol=1e-12)
     slope = -(IOU**0.5) * oracle.gradient(oracle.eiou, PREDICTION, TARGET)[0]
-    np.testing.assert_allclose(gradient, slope, atol=1e-8)
+    # The right edges tie: there differences err by their step of 4e-6 times curvature.
+    np.testing.assert_allclose(gradient, slope, atol=1e-7)
     np.testing.assert_array_equal(jaxiou.focal_eiou_loss(a, b + 20), 0)
     with pytest.raises(ValueError, match="focal_eiou_loss: `gamma` is -1"):
         jaxiou.focal_eiou_loss(a, b, gamma=-1)
