@@ -247,7 +247,8 @@ def test_nan_never_matches(measure, block):
     keep1, keep2 = np.isfinite(a).all(1), np.isfinite(b).all(1)
     masked = of(jaxiou.best_match, measure)(a, b, where1=keep1, where2=keep2)
     for x, y in zip(found, masked, strict=True):
-        np.testing.assert_array_equal(x, y)
+        # Without masks it is another program, whose values may differ by 4 ulp.
+        np.testing.assert_allclose(x, y, rtol=0 if x.dtype == np.int32 else 5e-7)
 
 
 def test_without_a_partner_there_is_no_index(block):
