@@ -451,6 +451,8 @@ def join(planes: Planes, boxes: Array) -> Array:
     """Stacks gradient planes to the shape and dtype of the boxes they belong to."""
     shape = boxes[..., 0].shape
     total = jnp.stack([_sum_to(plane, shape) for plane in planes], axis=-1)
+    if _checks.is_sharded(total):  # Like the cotangent; wanted is the boxes' own.
+        total = jax.sharding.reshard(total, jax.typeof(boxes).sharding.spec)
     # Gradients grow as 1 / side: in half precision they saturate.
     return narrow(total, jnp.dtype(boxes.dtype))
 
