@@ -206,7 +206,9 @@ def _overlap_area(pose: Pose) -> Array:
         + edge(x - a * cos, -(y - a * sin), b, across, along)
     )
     most = 4 * jnp.minimum(a * b, w * h)
-    return jnp.where(_apart(pose), 0, jnp.clip(total, 0, most))
+    # Boxes apart along one axis may hold NaN along the other one.
+    nothing = 0 * jnp.abs(total)
+    return jnp.where(_apart(pose), nothing, jnp.clip(total, 0, most))
 
 
 def _apart(pose: Pose) -> Array:

@@ -138,10 +138,9 @@ def to_gaussian(
 def wasserstein(a: Planes, b: Planes) -> Array:
     """2-Wasserstein distance in the boxes' unit."""
     x, y, _, sin, a1, b1, a2, b2 = _turned.pose(*_turned.bounded(a, b))
-    unit = jnp.maximum(jnp.maximum(a1, b1), jnp.maximum(a2, b2))
-    p1, q1, p2, q2 = (
-        divide(side, jax.lax.stop_gradient(unit)) for side in (a1, b1, a2, b2)
-    )
+    # A unit alone, which cancels: its derivatives would too.
+    unit = jax.lax.stop_gradient(jnp.maximum(jnp.maximum(a1, b1), jnp.maximum(a2, b2)))
+    p1, q1, p2, q2 = (divide(side, unit) for side in (a1, b1, a2, b2))
     # tr(Σ₁ + Σ₂ - 2 (Σ₁^½ Σ₂ Σ₁^½)^½) without the difference of its large terms.
     product = p1 * p2 + q1 * q2
     turn = (sin * (p1 - q1) * (p1 + q1)) * (sin * (p2 - q2) * (p2 + q2))
@@ -150,7 +149,7 @@ def wasserstein(a: Planes, b: Planes) -> Array:
     bends = product > float(jnp.finfo(product.dtype).eps) ** 2
     turn = jnp.where(bends, turn, 0)
     bent = unit * turn * 2 / jnp.where(bends, product + fidelity, 1)
-    squares = (a1 - a2) ** 2 + (b1 - b2) ** 2 + bent * jax.lax.stop_gradient(unit)
+    squares = (a1 - a2) ** 2 + (b1 - b2) ** 2 + bent * unit
     return root(nonnegative(x * x + y * y + squares))
 
 

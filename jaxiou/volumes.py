@@ -237,7 +237,8 @@ def _vertical(a: Planes, b: Planes) -> _Extents:
     (_, za, da), (_, zb, db) = _standing(a), _standing(b)
     # About the centre of B: ends of boxes high above the origin would lose digits.
     z = za - zb
-    return _along((z - da / 2, z + da / 2), (-db / 2, db / 2), da, db)
+    # In the second place, where `larger` and `smaller` keep the NaN of a height.
+    return _along((-db / 2, db / 2), (z - da / 2, z + da / 2), da, db)
 
 
 def _yaw_volumes(a: Planes, b: Planes, *, around: bool) -> _Extents:
