@@ -61,6 +61,13 @@ class Variants(chex.TestCase):
         chex.assert_trees_all_equal(masked, jax.tree.map(jnp.zeros_like, masked))
 
 
+# The first example compiles: time must not decide.
+unhurried = hypothesis.settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 finite = strategies.floats(width=32, allow_nan=False, allow_infinity=False)
 any_boxes = arrays.arrays(np.float32, (8, 4), elements=finite)
 
@@ -75,8 +82,7 @@ def test_any_finite_boxes_have_a_value_in_the_range_and_a_finite_gradient(name):
         )
     )
 
-    # No deadline: the first example compiles.
-    @hypothesis.settings(max_examples=150, deadline=None, derandomize=True)
+    @unhurried
     @hypothesis.given(any_boxes, any_boxes)
     def check(a, b):
         values, gradients = both(a, b)
@@ -91,7 +97,7 @@ def test_any_whole_numbered_boxes_have_the_exact_iou():
     whole = strategies.integers(-1000, 1000)
     compiled = jax.jit(jaxiou.iou)
 
-    @hypothesis.settings(max_examples=150, deadline=None, derandomize=True)
+    @unhurried
     @hypothesis.given(*[arrays.arrays(np.int32, (8, 4), elements=whole)] * 2)
     def check(a, b):
         found = compiled(a, b)
