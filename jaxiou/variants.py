@@ -131,6 +131,7 @@ def extended_iou(a: Planes, b: Planes) -> Array:
         apart. Symmetric, free of scale and position.
 
     At the edge:
+        Gradients are finite for sides from 1e-30 on (float32).
         Touching boxes give 0. Along every axis on which they are apart the gradient is
         not zero and brings them together, at any distance. Along an axis on which they
         overlap it prefers the upper left: mirrored boxes have another value where they
@@ -174,6 +175,7 @@ def smooth_iou(a: Planes, b: Planes, *, point: float = 0.1) -> Array:
         and position.
 
     At the edge:
+        Gradients are finite for sides from 1e-30 on (float32).
         As `extended_iou`: boxes apart keep a gradient at any distance.
 
     Raises:
