@@ -110,6 +110,11 @@ def _extended(a: Planes, b: Planes) -> Array:
     gaps += nonnegative(top - bottom) * ((left - first_x) + (right - first_x))
     shared = _intersection(a, b)
     union = _area(a) + _area(b) - shared + gaps
+    # A gap changes by a side of the hull per unit: beside a smaller union the slope
+    # would be infinite, and a sum of such ones NaN.
+    steepest = float(jnp.finfo(union.dtype).max) / 32
+    least = jax.lax.stop_gradient(jnp.maximum(*_hull(a, b)) / steepest)
+    union = jnp.where(union < least, least, union)
     return fraction(shared, union) - fraction(gaps, union)
 
 
@@ -131,7 +136,6 @@ def extended_iou(a: Planes, b: Planes) -> Array:
         apart. Symmetric, free of scale and position.
 
     At the edge:
-        Gradients are finite for sides from 1e-30 on (float32).
         Touching boxes give 0. Along every axis on which they are apart the gradient is
         not zero and brings them together, at any distance. Along an axis on which they
         overlap it prefers the upper left: mirrored boxes have another value where they
@@ -175,7 +179,6 @@ def smooth_iou(a: Planes, b: Planes, *, point: float = 0.1) -> Array:
         and position.
 
     At the edge:
-        Gradients are finite for sides from 1e-30 on (float32).
         As `extended_iou`: boxes apart keep a gradient at any distance.
 
     Raises:
