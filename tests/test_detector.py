@@ -13,7 +13,7 @@ from PIL import Image
 from examples.detector import __main__ as main
 from examples.detector import data, digits, evaluate, readers, train
 from examples.detector.config import Config
-from examples.detector.model import Detector, anchors_for, detect
+from examples.detector.model import Detector, anchors_for, detect, strides_for
 from examples.detector.records import DataError, Dataset, Record
 
 BCCD = Path(__file__).parents[2] / "shared" / "data" / "bccd" / "BCCD"
@@ -397,9 +397,20 @@ def test_ignored_and_absent_targets_teach_no_box():
     assert 0 < crowd["class_loss"] < empty["class_loss"]
 
 
+def test_the_pyramid_reaches_as_far_as_the_image_needs():
+    assert strides_for((96, 96)) == [8, 16, 32]
+    assert strides_for((256, 320)) == strides_for((320, 256)) == [8, 16, 32, 64]
+    assert strides_for((20, 500)) == [8]
+    # The largest anchors are about as long as the shorter side, and never half of it.
+    for side in range(24, 800, 8):
+        sides = anchors_for((side, side))[-1]
+        assert side / 2 < (sides[2] - sides[0]) / 2**-0.5 < 1.1 * side
+
+
 @pytest.mark.parametrize("size", [(96, 96), (72, 100)])
 def test_the_network_gives_one_answer_per_anchor(size):
-    model = Detector(3, width=32, depth=1, rngs=nnx.Rngs(0))
+    levels = len(strides_for(size))
+    model = Detector(3, levels=levels, width=32, depth=1, rngs=nnx.Rngs(0))
     images = np.zeros((2, *size, 3), np.uint8)
     logits, deltas = jax.jit(lambda images: model(images))(images)
     count = len(anchors_for(size))

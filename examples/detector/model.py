@@ -13,7 +13,7 @@ from flax import nnx
 
 import jaxiou
 
-STRIDES = (8, 16, 32, 64)  # pixels between neighbouring cells of each pyramid level
+FINEST_STRIDE = 8  # pixels between neighbouring cells of the finest pyramid level
 ANCHOR_SIDE = 2.0  # strides
 ANCHOR_RATIOS = (0.5, 1.0, 2.0)  # height over width
 ANCHOR_SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
@@ -22,14 +22,20 @@ CANDIDATES = 400  # the best scores of an image that non-maximum suppression loo
 MOST_DETECTIONS = 100  # in an image, as COCO's average precision counts them
 
 
+def strides_for(image_size):
+    """The strides of the levels, as long as three cells of one fit into an image."""
+    levels = max(int(math.log2(min(image_size) / 3 / FINEST_STRIDE)), 0) + 1
+    return [FINEST_STRIDE * 2**level for level in range(levels)]
+
+
 def anchors_for(image_size):
     """The anchors of an image of this height and width, `(n, 4)`, level by level."""
     height, width = image_size
-    cells = [(math.ceil(height / s), math.ceil(width / s)) for s in STRIDES]
+    strides = strides_for(image_size)
     return jaxiou.anchor_grid(
-        cells,
-        STRIDES,
-        sizes=[ANCHOR_SIDE * stride for stride in STRIDES],
+        [(math.ceil(height / s), math.ceil(width / s)) for s in strides],
+        strides,
+        sizes=[ANCHOR_SIDE * stride for stride in strides],
         aspect_ratios=ANCHOR_RATIOS,
         scales=ANCHOR_SCALES,
     )
@@ -82,11 +88,11 @@ class Stage(nnx.Module):
 class Detector(nnx.Module):
     """Images in, logits `(b, n, classes)` and box deltas `(b, n, 4)` of anchors out."""
 
-    def __init__(self, classes, *, width, depth, rngs):
+    def __init__(self, classes, *, levels, width, depth, rngs):
         self.classes = classes
         # On full resolution a normalisation would cost more than the convolution.
         self.stem = nnx.Conv(3, width // 4, (3, 3), strides=2, rngs=rngs)
-        channels = (width // 4, width // 2, width, 2 * width, 2 * width, 2 * width)
+        channels = [width // 4, width // 2, width] + (levels - 1) * [2 * width]
         self.stages = nnx.List(
             [
                 Stage(inputs, outputs, depth, rngs=rngs)
@@ -153,7 +159,7 @@ def detect(model, images):
             boxes,
             best,
             labels=labels,
-            threshold=0.6,
+            threshold=0.5,
             score_threshold=0.02,
             max_outputs=MOST_DETECTIONS,
         )

@@ -14,7 +14,7 @@ import jaxiou
 from .config import Config
 from .data import Batches
 from .evaluate import evaluate
-from .model import Detector, anchors_for
+from .model import Detector, anchors_for, strides_for
 
 REPORT_EVERY = 20  # steps
 
@@ -65,6 +65,7 @@ def create(config, classes):
     """A fresh model and its optimizer."""
     model = Detector(
         len(classes),
+        levels=len(strides_for(config.image_size)),
         width=config.width,
         depth=config.depth,
         rngs=nnx.Rngs(config.seed),
