@@ -375,9 +375,9 @@ def test_training_lowers_the_loss_with_one_compilation(monkeypatch):
         batch = batches(0)
         # The number of targets varies from all to none.
         few = np.arange(batches.padding) < (step * 5) % (batches.padding + 1)
-        losses.append(train.train_step(model, optimizer, batch, config.measure))
+        losses.append(train.train_step(model, optimizer, batch, config.box_loss))
         train.train_step(
-            model, optimizer, batch | {"where": batch["where"] & few}, config.measure
+            model, optimizer, batch | {"where": batch["where"] & few}, config.box_loss
         )
     losses = [float(loss["loss"]) for loss in losses]
     assert len(traced) == 1
@@ -390,8 +390,8 @@ def test_ignored_and_absent_targets_teach_no_box():
     model, _ = train.create(config, dataset.classes)
     batch = data.Batches(dataset, config.image_size, 4, 0)(0)
     none = np.zeros_like(batch["where"])
-    _, empty = train.detection_loss(model, batch | {"where": none}, config.measure)
-    _, crowd = train.detection_loss(model, batch | {"ignore": ~none}, config.measure)
+    _, empty = train.detection_loss(model, batch | {"where": none}, config.box_loss)
+    _, crowd = train.detection_loss(model, batch | {"ignore": ~none}, config.box_loss)
     assert empty["box_loss"] == crowd["box_loss"] == 0
     # Background beneath a box to ignore is not judged.
     assert 0 < crowd["class_loss"] < empty["class_loss"]

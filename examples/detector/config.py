@@ -1,17 +1,33 @@
 """Every choice of a run; `python -m examples.detector --help` lists them."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Literal
 
+import optax
+
 import jaxiou
 
+
+def smooth_l1(boxes, targets, *, where):
+    """A loss without overlap: of the offsets of boxes from their targets."""
+    offsets = jaxiou.encode(boxes, targets)
+    return optax.losses.huber_loss(offsets).sum(-1, where=where[..., None])
+
+
 LOSSES = {
-    "iou": jaxiou.iou,
-    "giou": jaxiou.giou,
-    "diou": jaxiou.diou,
-    "ciou": jaxiou.ciou,
+    "iou": jaxiou.iou_loss,
+    "giou": jaxiou.giou_loss,
+    "diou": jaxiou.diou_loss,
+    "ciou": jaxiou.ciou_loss,
+    "log_iou": jaxiou.log_iou_loss,
+    "alpha_iou": functools.partial(
+        jaxiou.box_loss, measure=jaxiou.alpha_iou(alpha=3.0)
+    ),
+    "nwd": functools.partial(jaxiou.box_loss, measure=jaxiou.nwd(constant=32.0)),
+    "smooth_l1": smooth_l1,
 }
 
 
@@ -28,8 +44,11 @@ class Config:
     out: Path = Path("runs/detector")
     """Where checkpoints, metrics and pictures go."""
 
-    loss: Literal["iou", "giou", "diou", "ciou"] = "giou"
-    """The measure whose loss teaches the boxes."""
+    loss: Literal[tuple(LOSSES)] = "giou"
+    """The loss that teaches the boxes."""
+
+    box_weight: float = 1.0
+    """What the loss of the boxes counts, where that of the classes counts 1."""
 
     steps: int = 2800
     """How many training steps to take."""
@@ -70,8 +89,8 @@ class Config:
             raise ValueError("--width must be a multiple of 32")
 
     @property
-    def measure(self):
-        """The jaxiou measure named by `loss`."""
+    def box_loss(self):
+        """The function named by `loss`: `(boxes, targets, *, where) -> losses`."""
         return LOSSES[self.loss]
 
     def save(self, path, classes):

@@ -28,13 +28,15 @@ def find(model, records, size):
             yield boxes, labels[valid], scores[valid]
 
 
-def average_precision(records, found, classes):
+def average_precision(records, found, classes, areas=None):
     """Average precision of the detections `found`, one `(boxes, labels, scores)` each.
 
     Returns a dictionary: `AP` averages over IoU thresholds from 0.5 to 0.95, `AP50`
     takes 0.5 alone; `classes` holds both for each class. A class that no image shows
-    has none. Detections on boxes to ignore count neither for nor against.
+    has none. Detections on boxes to ignore count neither for nor against. `areas`, as
+    in `{"small": (0, 1024)}`, adds `sizes`, the `AP` of boxes with these areas.
     """
+    areas = areas or {}
     truth, answers = [], []
     for image, (record, (boxes, labels, scores)) in enumerate(
         zip(records, found, strict=True), 1
@@ -47,17 +49,22 @@ def average_precision(records, found, classes):
             answers.append(_entry(image, box, label) | {"score": float(score)})
     for number, entry in enumerate(truth, 1):
         entry["id"] = number
-    precision = _precision(len(records), truth, answers, classes)
+    by_area = _precision(len(records), truth, answers, classes, areas)
+    precision = by_area[..., 0]
     per_class = {
         name: {"AP": _mean(precision[..., k]), "AP50": _mean(precision[0, :, k])}
         for k, name in enumerate(classes)
     }
-    return {
+    report = {
         "AP": _mean(precision),
         "AP50": _mean(precision[0]),
         "AP75": _mean(precision[5]),
         "classes": per_class,
     }
+    if areas:
+        sizes = {name: _mean(by_area[..., k]) for k, name in enumerate(areas, 1)}
+        report["sizes"] = sizes
+    return report
 
 
 def _entry(image, box, label):
@@ -68,8 +75,11 @@ def _entry(image, box, label):
     return entry | {"area": bbox[2] * bbox[3]}
 
 
-def _precision(images, truth, answers, classes):
-    """Precision by IoU threshold, recall and class; -1 where a class never occurs."""
+def _precision(images, truth, answers, classes, areas):
+    """Precision by IoU threshold, recall, class and area, of which any is the first.
+
+    It is -1 where a class never occurs.
+    """
     coco = COCO(
         {
             "images": [{"id": i} for i in range(1, images + 1)],
@@ -80,9 +90,11 @@ def _precision(images, truth, answers, classes):
         }
     )
     evaluation = COCOeval_faster(coco, coco.loadRes(answers), "bbox")
+    evaluation.params.areaRng = [(0, 1e10), *areas.values()]
+    evaluation.params.areaRngLbl = ["all", *areas]
     evaluation.evaluate()
     evaluation.accumulate()
-    return evaluation.eval["precision"][..., 0, -1]  # any area, 100 detections
+    return evaluation.eval["precision"][..., -1]  # 100 detections
 
 
 def _mean(precision):
@@ -91,10 +103,10 @@ def _mean(precision):
     return round(float(defined.mean()), 4) if defined.size else None
 
 
-def evaluate(model, records, classes, size):
+def evaluate(model, records, classes, size, areas=None):
     """Average precision of a model on records, and what it found in each of them."""
     found = list(find(model, records, size))
-    return average_precision(records, found, classes), found
+    return average_precision(records, found, classes, areas), found
 
 
 def table(report, most=30):

@@ -19,7 +19,7 @@ from .model import Detector, anchors_for, strides_for
 REPORT_EVERY = 20  # steps
 
 
-def detection_loss(model, batch, measure):
+def detection_loss(model, batch, box_loss, box_weight=1.0):
     """The loss of a batch and its two parts, per anchor that has a target.
 
     Every target is padding unless `where`; the shapes say nothing of how many there
@@ -40,16 +40,16 @@ def detection_loss(model, batch, measure):
     class_loss = class_losses.sum(where=judged[..., None]) / count
 
     boxes = jaxiou.decode(deltas, anchors)
-    box_losses = jaxiou.box_loss(boxes, targets, measure=measure, where=positive)
-    box_loss = box_losses.sum() / count
-    return class_loss + box_loss, {"class_loss": class_loss, "box_loss": box_loss}
+    box = box_loss(boxes, targets, where=positive).sum() / count
+    parts = {"class_loss": class_loss, "box_loss": box}
+    return class_loss + box_weight * box, parts
 
 
-@nnx.jit(static_argnames="measure")
-def train_step(model, optimizer, batch, measure):
+@nnx.jit(static_argnames="box_loss")
+def train_step(model, optimizer, batch, box_loss, box_weight=1.0):
     """Updates the model and returns the losses."""
     gradient = nnx.value_and_grad(detection_loss, has_aux=True)
-    (loss, parts), gradients = gradient(model, batch, measure)
+    (loss, parts), gradients = gradient(model, batch, box_loss, box_weight)
     optimizer.update(model, gradients)
     return {"loss": loss, **parts}
 
@@ -96,7 +96,7 @@ def train(config, dataset, log):
     }
     bar = tqdm(batches.run(range(config.steps)), total=config.steps, unit="step")
     for step, batch in enumerate(bar, 1):
-        losses = train_step(model, optimizer, batch, config.measure)
+        losses = train_step(model, optimizer, batch, config.box_loss, config.box_weight)
         if step % REPORT_EVERY == 0 or step == config.steps:
             losses = {name: round(float(value), 5) for name, value in losses.items()}
             bar.set_postfix(loss=f"{losses['loss']:.3f}")
