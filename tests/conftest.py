@@ -1,11 +1,14 @@
 """Strictness for every test: x64 on request, no silent broadcasting, eight devices."""
 
+import gc
 import os
 from pathlib import Path
 
 import jax
 import pytest
 
+# Traces are many objects that stay: looking for rubbish in them takes a tenth of all.
+gc.set_threshold(200_000, 50, 50)
 # Before the first computation: sharding is tested without eight real devices.
 jax.config.update("jax_num_cpu_devices", 8)
 # Ranks are changed on purpose or not at all.

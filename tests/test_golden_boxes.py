@@ -193,16 +193,25 @@ def test_detectron2_matcher_without_targets():
 # Suppression.
 
 
-def kept(case, threshold, dtype, padding=3):
-    """What `nms` keeps of a case, its padding checked."""
+suppress = jax.jit(jaxiou.nms, static_argnames="max_outputs")
+
+
+def kept(case, threshold, dtype):
+    """What `nms` keeps of a case, its padding checked; few shapes compile few times."""
     boxes = case["boxes"].reshape(-1, 4).astype(dtype)
-    labels = case.get("idxs")
-    indices, valid = jaxiou.nms(
-        boxes,
-        case["scores"].astype(dtype),
+    n, labels = len(boxes), case.get("idxs")
+    size = next(size for size in (16, 64, 256, 1024) if size > n)
+
+    def padded(x):
+        return np.pad(x, [(0, size - n)] + [(0, 0)] * (x.ndim - 1), mode="constant")
+
+    indices, valid = suppress(
+        padded(boxes),
+        padded(case["scores"].astype(dtype)),
         threshold=threshold,
-        max_outputs=len(boxes) + padding,
-        labels=None if labels is None else labels.astype(int),
+        max_outputs=size,
+        labels=None if labels is None else padded(labels.astype(int)),
+        where=np.arange(size) < n,
     )
     assert (np.asarray(indices)[~np.asarray(valid)] == -1).all()
     count = int(valid.sum())
