@@ -23,9 +23,15 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 @pytest.fixture
 def x64():
-    """Runs the test with 64-bit types; everywhere else they are off."""
+    """Runs the test with 64-bit types; everywhere else they are off.
+
+    They ask whether formulas are right, single precision whether what users run is. So
+    these programs are compiled the quick way.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
     with jax.enable_x64(True):
         yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -64,23 +64,16 @@ def gradients(function):
 
 
 @functools.cache
-def compiled(measure, dtype):
-    """Value and gradients, `(a, b) -> (value, grad_a, grad_b)`."""
-    # What users run is compiled as they compile it; elsewhere compiling costs most.
-    options = None if dtype == "float32" else {"xla_backend_optimization_level": 0}
-    return jax.jit(
-        lambda a, b: (measure(a, b), *gradients(measure)(a, b)),
-        compiler_options=options,
-    )
+def compiled(measure):
+    """Value and gradients, `(a, b) -> (value, grad_a, grad_b)`, compiled per dtype."""
+    return jax.jit(lambda a, b: (measure(a, b), *gradients(measure)(a, b)))
 
 
 def evaluate(measure, a, b):
     """Value and gradients of up to `POOL` pairs."""
     n = len(a)
     pad = lambda x: np.concatenate([x, np.ones((POOL - n, x.shape[1]), x.dtype)])  # noqa: E731
-    return tuple(
-        np.asarray(x)[:n] for x in compiled(measure, a.dtype.name)(pad(a), pad(b))
-    )
+    return tuple(np.asarray(x)[:n] for x in compiled(measure)(pad(a), pad(b)))
 
 
 def angles_of(measure):
