@@ -28,7 +28,8 @@ HEADLINE = {
 
 def save(results, path):
     """Writes one row per line, to a file or to `<device>-<date>.json` in a folder."""
-    if path.is_dir():
+    if path.suffix != ".json":
+        path.mkdir(parents=True, exist_ok=True)
         head = results["head"]
         device = re.sub(r"[^a-z0-9]+", "-", head["device"].lower()).strip("-")
         path = path / f"{device}-{head['date']}.json"
