@@ -205,8 +205,27 @@ def _right_angle(dtype: jnp.dtype) -> float:
 def angle(y: Plane, x: Plane) -> Plane:
     """arctan(y / x) in [0, π/2] for y, x >= 0; at the origin 0 with zero gradient."""
     # The difference -0.0 - 0.0 is -0.0, and the angle of (-0.0, 0.0) would be π.
-    turned = jnp.arctan2(jnp.abs(y), jnp.abs(x))
+    y, x = jnp.abs(y), jnp.abs(x)
+    turned = jnp.arctan2(y, x) if y.dtype == jnp.float64 else _arctangent(y, x)
     return jnp.minimum(turned, _right_angle(turned.dtype))
+
+
+def _arctangent(y: Plane, x: Plane) -> Plane:
+    """`jnp.arctan2` of float32, neither negative, to 3 ulp.
+
+    XLA calls the C library for each number, which makes CIoU twice as slow, and kernels
+    have no library to call. The polynomial is that of Cephes (S. Moshier, 1992).
+    """
+    low, high = smaller(y, x), larger(y, x)
+    # From tan(π/8) on it is π/4 and the angle of (low - high, low + high).
+    steep = low > math.tan(math.pi / 8) * high
+    below = jnp.where(steep, low + high, high)
+    t = jnp.where(steep, low - high, low) / jnp.where(below == 0, 1, below)
+    s = t * t
+    series = (8.05374449538e-2 * s - 1.38776856032e-1) * s + 1.99777106478e-1
+    turned = t + t * s * (series * s - 3.33329491539e-1)
+    turned = jnp.where(steep, math.pi / 4 + turned, turned)
+    return jnp.where(y > x, math.pi / 2 - turned, turned)
 
 
 @angle.defjvp

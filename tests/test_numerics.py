@@ -26,6 +26,21 @@ def test_angles_lie_between_zero_and_a_right_angle(dtype, x64):
     np.testing.assert_allclose(found, wanted, rtol=float(jnp.finfo(dtype).eps))
 
 
+def test_the_angle_has_the_digits_of_its_type():
+    rng = np.random.default_rng(0)
+    ratios = [10 ** rng.uniform(-12, 12, 20_000), rng.uniform(0, 3, 20_000)]
+    # Where one piece of it ends and the next begins.
+    for seam in (math.tan(math.pi / 8), 1.0, math.tan(3 * math.pi / 8)):
+        ratios.append(seam * (1 + 1e-6 * rng.normal(size=5_000)))
+    ratios = np.concatenate(ratios)
+    x = (10 ** rng.uniform(-3, 3, ratios.size)).astype(np.float32)
+    y = (ratios * x).astype(np.float32)
+    wanted = np.arctan2(y.astype(np.float64), x.astype(np.float64))
+    ulp = np.spacing(wanted.astype(np.float32))
+    for angle in (_numerics.angle, jax.jit(_numerics.angle)):
+        assert np.max(np.abs(np.asarray(angle(y, x), np.float64) - wanted) / ulp) <= 3
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("form", [jaxiou.ciou, jaxiou.ciou.plain], ids=repr)
 def test_ciou_stays_in_its_range_at_signed_zeros_and_thin_crosses(form, dtype):
