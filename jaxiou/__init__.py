@@ -58,7 +58,14 @@ from .losses import iou_loss as iou_loss
 from .losses import log_iou_loss as log_iou_loss
 from .losses import squared_iou_loss as squared_iou_loss
 from .losses import wiou_loss as wiou_loss
+from .mask_overlaps import mask_iou as mask_iou
+from .mask_overlaps import masks_to_boxes as masks_to_boxes
+from .mask_overlaps import pairwise_mask_iou as pairwise_mask_iou
+from .masks import dice_loss as dice_loss
 from .masks import jaccard_loss as jaccard_loss
+from .masks import lovasz_hinge as lovasz_hinge
+from .masks import lovasz_softmax as lovasz_softmax
+from .masks import tversky_loss as tversky_loss
 from .matching import Assignment as Assignment
 from .matching import match_anchors as match_anchors
 from .matching import take_targets as take_targets

@@ -43,16 +43,39 @@ def reported(content):
     return {"axis_aligned": axis_aligned, "rotated": rotated, "nms": nms}
 
 
-def soft_jaccard(content):
-    """The cases of the soft Jaccard formula without smoothing, and their masks."""
-    cases = []
-    for case in content["cases"]:
-        if case["id"].startswith("soft_jaccard_formula"):
+def mask_losses(content):
+    """The formulas; Jaccard and Dice without smoothing."""
+    cases = [c for c in content["cases"] if c["function"] == "formula"]
+    for case in cases:
+        if "losses" in case:
             case["losses"] = {"0.0": case["losses"]["0.0"]}
-            cases.append(case)
     used = {case[key] for case in cases for key in ("pred_key", "target_key")}
     masks = {key: content["inputs"]["binary"][key] for key in sorted(used)}
     return {"inputs": {"binary": masks}, "cases": cases}
+
+
+def lovasz(content):
+    """The authors' losses, several classes where it is softmax."""
+    wanted = ("lovasz_hinge", "lovasz_softmax")
+    cases = [
+        c
+        for c in content["cases"]
+        if c["function"] in wanted and "1class" not in c["id"]
+    ]
+    return {"inputs": content["inputs"], "cases": cases}
+
+
+def coco_masks(content):
+    """Masks of 0 and 1, and their IoU with and without crowds."""
+    masks = {
+        key: [
+            [[*map(int, row)] for row in mask]
+            for mask in content["inputs"]["masks"][key]
+        ]
+        for key in ("dt_masks", "gt_masks")
+    }
+    cases = [c for c in content["cases"] if "/rle/" in c["id"] and "output" in c]
+    return {"inputs": {"masks": masks}, "cases": cases}
 
 
 def axis_aligned_misc(content):
@@ -171,7 +194,9 @@ SOURCES = {
     "detectron2_match": everything,
     "suites/torchvision": suite,
     "reported_cases": reported,
-    "mask_losses": soft_jaccard,
+    "mask_losses": mask_losses,
+    "lovasz": lovasz,
+    "coco_iou": coco_masks,
     "rotated_iou": rotated,
     "rotated_iou_grad": rotated_gradients,
     "rotated_formats": rotated_formats,

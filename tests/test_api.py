@@ -51,6 +51,7 @@ ORDER = [
     "distances",
     "volumes",
     "masks",
+    "mask_overlaps",
     "losses",
     "kernels",
     "matrix",
@@ -181,7 +182,9 @@ BOXES = np.zeros((2, 4), np.float32)
 PAIRS = {
     **XYXY,
     **{
-        n: v for n, v in FUNCTIONS.items() if n.endswith("_loss") and "jaccard" not in n
+        n: v
+        for n, v in FUNCTIONS.items()
+        if n.endswith("_loss") and v.__module__ != "jaxiou.masks"
     },
     "box_loss": lambda a, b, **k: jaxiou.box_loss(a, b, measure=jaxiou.iou, **k),
     "wiou_loss": lambda a, b, **k: jaxiou.wiou_loss(a, b, mean=1.0, **k),

@@ -264,22 +264,6 @@ def test_reported_nms(case):
 # Masks.
 
 
-@pytest.mark.parametrize("case", cases("mask_losses", "soft_jaccard"), ids=ids)
-def test_soft_jaccard(case, x64):
-    masks = load("mask_losses")["inputs"]["binary"]
-    predictions, targets = masks[case["pred_key"]], masks[case["target_key"]]
-    axes = case["kwargs"]["axes"]
-    axis = None if axes is None else tuple(axes.astype(int).tolist())
-
-    def loss(predictions):
-        return jaxiou.jaccard_loss(predictions, targets, axis=axis)
-
-    expected = case["losses"]["0.0"]
-    close(loss(predictions), expected["jaccard_loss"])
-    gradient = jax.grad(lambda predictions: loss(predictions).sum())(predictions)
-    close(gradient, expected["grad_jaccard"])
-
-
 # torchvision's own test-suite, with its tolerances.
 
 

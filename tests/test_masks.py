@@ -1,4 +1,6 @@
-"""The soft Jaccard loss of pixel masks."""
+"""Losses and overlaps of pixel masks."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,18 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from jaxiou.masks import jaccard_loss
+import jaxiou
+from jaxiou import jaccard_loss
+
+LOSSES = {
+    "jaccard": jaccard_loss,
+    "jaccard product": functools.partial(jaccard_loss, soft_labels=False),
+    "dice": jaxiou.dice_loss,
+    "tversky": functools.partial(jaxiou.tversky_loss, alpha=0.3, beta=0.7),
+    "lovasz_hinge": jaxiou.lovasz_hinge,
+    "lovasz_softmax": jaxiou.lovasz_softmax,
+}
+every = pytest.mark.parametrize("name", LOSSES)
 
 
 def tensorflow_form(y_true, y_pred):
@@ -56,7 +69,7 @@ def test_tensorflow_form(soft):
     predictions, targets = masks_of((3, 7, 5, 2))
     if not soft:
         predictions = np.round(predictions)
-    loss = jaccard_loss(predictions, targets, axis=(1, 2, 3))
+    loss = jaccard_loss(predictions, targets, axis=(1, 2, 3), soft_labels=False)
     wanted = tensorflow_form(targets, predictions)
     np.testing.assert_allclose(loss, wanted, rtol=1e-6)
 
@@ -231,3 +244,220 @@ class TestErrors:
     def test_axis_is_required(self):
         with pytest.raises(TypeError, match="axis"):
             jaccard_loss(*masks_of((3, 4)))
+
+
+# The family
+
+
+@every
+def test_nothing_against_nothing_is_no_loss(name):
+    empty = jnp.zeros((2, 3, 4))
+    predictions = empty - 2 if name == "lovasz_hinge" else empty
+    loss = lambda p: LOSSES[name](p, empty, axis=(1, 2)).sum()  # noqa: E731
+    value, gradient = jax.value_and_grad(loss)(predictions)
+    assert value == 0 and np.isfinite(gradient).all()
+
+
+@every
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_large_masks_in_half_precision(name, dtype):
+    targets = jnp.ones((512, 512), dtype)
+    predictions = targets.at[:, :384].set(0)
+    value, gradient = jax.value_and_grad(LOSSES[name])(predictions, targets, axis=None)
+    assert value.dtype == gradient.dtype == dtype
+    found = {"dice": 0.6, "tversky": 0.75 * 0.7 / (0.25 + 0.75 * 0.7)}.get(name, 0.75)
+    # Three quarters of the pixels have a hinge error of 1, the others none.
+    np.testing.assert_allclose(float(value), found, rtol=float(jnp.finfo(dtype).eps))
+    assert np.isfinite(np.float32(gradient)).all() and (gradient[:, :384] < 0).all()
+
+
+@every
+def test_pixels_left_out_change_no_bit_and_equal_pixels_that_are_not_there(name):
+    predictions, targets = masks_of((3, 6, 5))
+    where = np.zeros((6, 5), bool)
+    where[1:5, 2:] = True
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(p, t):
+        losses = LOSSES[name](p, t, axis=(1, 2), where=where)
+        return losses.sum(), losses
+
+    (_, wanted), gradient = loss(predictions, targets)
+    inner = np.s_[:, 1:5, 2:]
+    alone = LOSSES[name](predictions[inner], targets[inner], axis=(1, 2))
+    np.testing.assert_allclose(wanted, alone, rtol=1e-6)
+    np.testing.assert_array_equal(gradient[:, ~where], 0)
+    for value in (np.nan, np.inf, -np.inf, 7.0):
+        p, t = (np.where(where, x, np.float32(value)) for x in (predictions, targets))
+        (_, found), other = loss(p, t)
+        np.testing.assert_array_equal(found, wanted)
+        np.testing.assert_array_equal(other, gradient)
+    nowhere = LOSSES[name](predictions, targets, axis=(1, 2), where=np.array(False))
+    np.testing.assert_array_equal(nowhere, 0)
+
+
+@every
+def test_nan_that_counts_shows(name):
+    predictions, targets = masks_of((3, 4))
+    predictions[1, 2] = np.nan
+    found = LOSSES[name](predictions, targets, axis=1)
+    np.testing.assert_array_equal(np.isnan(found), [False, True, False])
+
+
+@every
+def test_axes_batches_and_vmap_agree(name, x64):
+    predictions, targets = (x.astype(float) for x in masks_of((3, 6, 5, 2)))
+    loss = LOSSES[name]
+    wanted = loss(predictions, targets, axis=(1, 2))
+    turned = (np.moveaxis(x, 1, 3) for x in (predictions, targets))
+    one = lambda p, t: loss(p, t, axis=None)  # noqa: E731
+    mapped = jax.vmap(jax.vmap(one, -1), 0)(predictions, targets)
+    for found in (loss(*turned, axis=(1, -1)), mapped):
+        np.testing.assert_allclose(found, wanted, rtol=1e-12)
+    assert loss(predictions, targets, axis=()).shape == predictions.shape
+
+
+@every
+def test_gradients_agree_with_finite_differences(name, x64):
+    predictions, targets = (x.astype(float) for x in masks_of((2, 5, 4)))
+    loss = lambda p: LOSSES[name](p, targets, axis=(1, 2))  # noqa: E731
+    check_grads(loss, (predictions,), 1, modes=("fwd", "rev"))
+
+
+def test_dice_and_jaccard_are_tversky(x64):
+    predictions, targets = (x.astype(float) for x in masks_of((4, 6, 5)))
+    for t in (targets, 0.9 * targets + 0.05):
+        jaccard, dice = (
+            f(predictions, t, axis=(1, 2)) for f in (jaccard_loss, jaxiou.dice_loss)
+        )
+        np.testing.assert_allclose(dice, jaccard / (2 - jaccard), rtol=1e-12)
+        for found, weight in ((jaccard, 1), (dice, 0.5)):
+            wanted = jaxiou.tversky_loss(
+                predictions, t, axis=(1, 2), alpha=weight, beta=weight
+            )
+            np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("name", ["jaccard", "dice", "tversky"])
+def test_the_least_loss_of_soft_labels_is_at_the_target(name):
+    targets = np.random.default_rng(0).uniform(0.1, 0.9, (6, 5)).astype(np.float32)
+    loss = functools.partial(LOSSES[name], axis=None)
+    assert loss(targets, targets) == 0
+    # The product prefers predictions that are surer than the labels.
+    product = functools.partial(loss, soft_labels=False)
+    sure = np.round(targets)
+    assert product(sure, targets) < product(targets, targets)
+    assert loss(sure, targets) > 0.1
+    # From anywhere, a step against the gradient leads towards the target.
+    predictions = masks_of((6, 5))[0]
+    gradient = jax.grad(loss)(predictions, targets)
+    right = np.sign(gradient) == np.sign(predictions - targets)
+    assert right.all()
+
+
+def lovasz_extension(errors, labels):
+    """By the definition: pixels go wrong one after the other, the worst first."""
+    value, before, wrong = 0.0, 0.0, np.zeros(len(labels), bool)
+    for k in np.argsort(-errors, kind="stable"):
+        wrong[k] = True
+        found = labels ^ wrong
+        common, either = (found & labels).sum(), (found | labels).sum()
+        loss = 1 - common / either if either else 0.0
+        value += max(errors[k], 0) * (loss - before)
+        before = loss
+    return value
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.6, 1.0])
+def test_lovasz_losses_equal_the_definition(share, x64):
+    rng = np.random.default_rng(1)
+    scores, labels = rng.normal(size=(5, 12)), rng.random((5, 12)) < share
+    p = 1 / (1 + np.exp(-scores))
+    found = jaxiou.lovasz_hinge(scores, labels, axis=1)
+    errors = 1 - scores * np.where(labels, 1, -1)
+    wanted = [lovasz_extension(*pair) for pair in zip(errors, labels, strict=True)]
+    np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-15)
+    found = jaxiou.lovasz_softmax(p, labels, axis=1)
+    errors = np.abs(labels - p)
+    wanted = [lovasz_extension(*pair) for pair in zip(errors, labels, strict=True)]
+    np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-15)
+
+
+def test_lovasz_of_hard_predictions_is_one_minus_iou():
+    rng = np.random.default_rng(0)
+    found, labels = rng.random((2, 4, 300, 300)) < 0.3
+    loss = jaxiou.lovasz_softmax(found, labels, axis=(1, 2))
+    wanted = 1 - jaxiou.mask_iou(found, labels, axis=(1, 2))
+    np.testing.assert_allclose(loss, wanted, rtol=2e-6)
+
+
+# Hard masks
+
+
+def test_mask_iou_by_hand():
+    a, b = np.zeros((2, 4, 5), bool)
+    a[0:3, 1:3], b[1:3, 1:4] = True, True
+    for dtype in (bool, np.uint8, np.int32):
+        assert jaxiou.mask_iou(a.astype(dtype), 5 * b.astype(dtype), axis=None) == 0.5
+    np.testing.assert_allclose(jaxiou.mask_iou(a, b, axis=1), [0, 2 / 3, 2 / 3, 0])
+    assert jaxiou.mask_iou(a, b, axis=None, where=a) == np.float32(4 / 6)
+    assert jaxiou.mask_iou(0 * a, 0 * b, axis=None) == 0
+
+
+def test_every_pair_of_masks():
+    rng = np.random.default_rng(0)
+    a, b = rng.random((3, 4, 9, 7)) < 0.4, rng.random((3, 5, 9, 7)) < 0.6
+    a[0, 1] = b[2, 3] = False
+    found = jax.jit(jaxiou.pairwise_mask_iou)(a, b)
+    wanted = jaxiou.mask_iou(
+        *np.broadcast_arrays(a[:, :, None], b[:, None]), axis=(-2, -1)
+    )
+    np.testing.assert_array_equal(found, wanted)
+    repeated = jaxiou.pairwise_mask_iou(np.stack([a[0]] * 3), b)
+    np.testing.assert_array_equal(jaxiou.pairwise_mask_iou(a[0], b), repeated)
+    assert jaxiou.pairwise_mask_iou(a[:, :0], b).shape == (3, 0, 5)
+
+
+def test_counts_are_exact_at_16_million_pixels():
+    whole = np.ones((1, 4096, 4096), bool)
+    less = whole.copy()
+    less[0, -1, -1] = False
+    found = jaxiou.pairwise_mask_iou(less, np.concatenate([whole, less]))
+    np.testing.assert_array_equal(found, np.float32([[(2**24 - 1) / 2**24, 1]]))
+
+
+def test_boxes_of_masks():
+    rng = np.random.default_rng(0)
+    start, size = rng.integers(0, 9, (40, 2)), rng.integers(1, 4, (40, 2))
+    boxes = np.concatenate([start, start + size], axis=1)
+    masks = np.zeros((40, 12, 11), bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
+        mask[y1:y2, x1:x2] = rng.random((y2 - y1, x2 - x1)) < 0.5
+        # Opposite corners, so that the box is certain.
+        mask[y1, x1] = mask[y2 - 1, x2 - 1] = True
+    np.testing.assert_array_equal(jax.jit(jaxiou.masks_to_boxes)(masks), boxes)
+    empty = jaxiou.masks_to_boxes(np.zeros((2, 3, 4), int))
+    np.testing.assert_array_equal(empty, np.zeros((2, 4)))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m: jaxiou.mask_iou(m, m > 0, axis=None),
+        lambda m: jaxiou.pairwise_mask_iou(m > 0, m),
+        lambda m: jaxiou.masks_to_boxes(m),
+    ],
+)
+def test_soft_masks_are_refused_where_hard_ones_are_wanted(call):
+    with pytest.raises(TypeError, match=r"dtype float32, wanted bool or.*> 0\.5"):
+        call(np.ones((1, 2, 3), np.float32))
+
+
+def test_images_of_different_sizes_are_refused():
+    with pytest.raises(ValueError, match=r"pairwise_mask_iou: .*images of one size"):
+        jaxiou.pairwise_mask_iou(np.ones((2, 3, 4), bool), np.ones((2, 4, 3), bool))
+    with pytest.raises(ValueError, match=r"masks_to_boxes: `masks` has shape \(3,\)"):
+        jaxiou.masks_to_boxes(np.ones(3, bool))
+    with pytest.raises(ValueError, match=r"tversky_loss: `alpha` is -1"):
+        jaxiou.tversky_loss([0.5], [1], axis=None, alpha=-1, beta=1)
