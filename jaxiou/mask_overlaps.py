@@ -49,7 +49,7 @@ def mask_iou(
     )
     a, b, mask = operands("mask_iou", a, b, where, "masks1", "masks2")
     axes = axes_of("mask_iou", axis, a.ndim)
-    a, b = (x > 0 if mask is None else (x > 0) & mask for x in (a, b))
+    a, b = (x != 0 if mask is None else (x != 0) & mask for x in (a, b))
     common, either = (jnp.sum(x, axis=axes, dtype=jnp.int32) for x in (a & b, a | b))
     return _numerics.fraction(*(x.astype(jnp.float32) for x in (common, either)))
 
@@ -74,7 +74,8 @@ def pairwise_mask_iou(
         the denominator is empty give 0.
 
     Raises:
-        ValueError: when the sizes of the images differ, or there is no axis of masks.
+        ValueError: when the sizes of the images differ, there is no axis of masks, or
+            leading axes do not broadcast.
         TypeError: on masks of floating numbers, or a `crowd` that is not boolean.
 
     Example:
@@ -85,13 +86,14 @@ def pairwise_mask_iou(
          [1.]]
     """
     name = "pairwise_mask_iou"
-    a, b = _hard(name, "masks1", masks1) > 0, _hard(name, "masks2", masks2) > 0
+    a, b = _hard(name, "masks1", masks1), _hard(name, "masks2", masks2)
     if min(a.ndim, b.ndim) < 3 or a.shape[-2:] != b.shape[-2:]:
         raise ValueError(
             f"jaxiou.{name}: `masks1` has shape {a.shape} and `masks2` {b.shape}, "
             "wanted (*batch, n, height, width) and (*batch, m, height, width) with "
             "images of one size; pad the smaller ones with zeros."
         )
+    _checks.broadcast_batch(name, ("masks1", "masks2"), a.shape[:-3], b.shape[:-3])
     a, b = (x.reshape(*x.shape[:-2], math.prod(x.shape[-2:])) for x in (a, b))
     # Sums of zeros and ones are exact in float32 up to 2²⁴ pixels, and fast.
     dtype = jnp.float32 if a.shape[-1] <= 1 << 24 else jnp.int32
@@ -133,7 +135,7 @@ def masks_to_boxes(masks: _checks.ArrayLike) -> Float[Array, "*batch 4"]:
         torchvision's `masks_to_boxes` gives the indices of the last pixels instead: its
         x2 and y2 are less by one.
     """
-    pixels = _hard("masks_to_boxes", "masks", masks) > 0
+    pixels = _hard("masks_to_boxes", "masks", masks)
     if pixels.ndim < 2:
         raise ValueError(
             f"jaxiou.masks_to_boxes: `masks` has shape {pixels.shape}, wanted "
@@ -155,11 +157,11 @@ def masks_to_boxes(masks: _checks.ArrayLike) -> Float[Array, "*batch 4"]:
 
 
 def _hard(function: str, name: str, value: Any) -> Array:
-    """A mask as integers; a threshold is the caller's choice."""
+    """A mask as booleans; a threshold is the caller's choice."""
     array = as_numbers(function, name, value)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(
             f"jaxiou.{function}: `{name}` has dtype {array.dtype}, wanted bool or "
             f"integers; threshold first, as in `{name} > 0.5`."
         )
-    return array
+    return array != 0

@@ -12,6 +12,7 @@ __all__ = [
     "tversky_loss",
 ]
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -162,13 +163,13 @@ def tversky_loss(
         The shape of the masks without `axis`, in [0, 1].
 
     At the edge:
-        As `jaccard_loss`: two empty masks give 0, an empty target otherwise 1.
+        As `jaccard_loss`: two empty masks give 0, an empty target otherwise 1, unless
+        `alpha` is 0: then nothing is wrong with it.
 
     Raises:
         ValueError: when the shapes differ, `where` does not broadcast to them, `axis`
-            names no axis of the masks, or a weight is negative.
-        TypeError: on complex masks, a `where` that is not boolean, or a weight that is
-            no number.
+            names no axis of the masks, or a weight is no number or negative.
+        TypeError: on complex masks, or a `where` that is not boolean.
 
     Example:
         >>> import jaxiou
@@ -323,10 +324,11 @@ def _lovasz(
     derivative goes through the sorting.
     """
     batch = [size for k, size in enumerate(errors.shape) if k not in axes]
+    pixels = math.prod(errors.shape[k] for k in axes)
 
     def rows(x: Array) -> Array:
         last = range(x.ndim - len(axes), x.ndim)
-        return jnp.moveaxis(x, axes, tuple(last)).reshape(*batch, -1)
+        return jnp.moveaxis(x, axes, tuple(last)).reshape(*batch, pixels)
 
     errors, labels = rows(errors), rows(labels)
     counts = ~(errors <= 0)  # NaN counts
@@ -371,6 +373,7 @@ def operands(
 
 
 def as_numbers(function: str, name: str, value: Any) -> Array:
+    """An array of real numbers; True is 1."""
     array = jnp.asarray(value)
     if array.dtype == jnp.bool_:
         return array.astype(jnp.int32)

@@ -298,6 +298,15 @@ def test_pixels_left_out_change_no_bit_and_equal_pixels_that_are_not_there(name)
 
 
 @every
+def test_batches_and_masks_may_be_empty(name):
+    for shape in ((0, 3, 4), (2, 0, 4)):
+        loss = lambda p, s=shape: LOSSES[name](p, np.zeros(s, bool), axis=(1, 2))  # noqa: E731
+        np.testing.assert_array_equal(loss(np.zeros(shape)), np.zeros(shape[0]))
+        gradient = jax.grad(lambda p, f=loss: f(p).sum())(jnp.zeros(shape))
+        assert gradient.shape == shape
+
+
+@every
 def test_nan_that_counts_shows(name):
     predictions, targets = masks_of((3, 4))
     predictions[1, 2] = np.nan
@@ -400,6 +409,9 @@ def test_mask_iou_by_hand():
     a[0:3, 1:3], b[1:3, 1:4] = True, True
     for dtype in (bool, np.uint8, np.int32):
         assert jaxiou.mask_iou(a.astype(dtype), 5 * b.astype(dtype), axis=None) == 0.5
+    # Whatever is not 0 is foreground.
+    assert jaxiou.mask_iou(-a.astype(int), b, axis=None) == 0.5
+    np.testing.assert_array_equal(jaxiou.masks_to_boxes(-a.astype(int)), [1, 0, 3, 3])
     np.testing.assert_allclose(jaxiou.mask_iou(a, b, axis=1), [0, 2 / 3, 2 / 3, 0])
     assert jaxiou.mask_iou(a, b, axis=None, where=a) == np.float32(4 / 6)
     assert jaxiou.mask_iou(0 * a, 0 * b, axis=None) == 0
@@ -457,6 +469,10 @@ def test_soft_masks_are_refused_where_hard_ones_are_wanted(call):
 def test_images_of_different_sizes_are_refused():
     with pytest.raises(ValueError, match=r"pairwise_mask_iou: .*images of one size"):
         jaxiou.pairwise_mask_iou(np.ones((2, 3, 4), bool), np.ones((2, 4, 3), bool))
+    with pytest.raises(ValueError, match=r"pairwise_mask_iou: .*do not broadcast"):
+        jaxiou.pairwise_mask_iou(
+            np.ones((2, 1, 3, 4), bool), np.ones((3, 1, 3, 4), bool)
+        )
     with pytest.raises(ValueError, match=r"masks_to_boxes: `masks` has shape \(3,\)"):
         jaxiou.masks_to_boxes(np.ones(3, bool))
     with pytest.raises(ValueError, match=r"tversky_loss: `alpha` is -1"):

@@ -144,7 +144,7 @@ def test_the_gradient_by_blocks_is_that_of_the_plain_matrix(
 
 
 @pytest.mark.parametrize(
-    "measure,n", [*[(jaxiou.giou, n) for n in (5, 17)], (jaxiou.ciou, 17)]
+    "measure,n", [*[(jaxiou.giou, n) for n in (5, 17, 24)], (jaxiou.ciou, 17)]
 )
 def test_second_order_by_blocks(measure, n, x64, monkeypatch):
     monkeypatch.setattr(xla, "_BLOCK", 64)

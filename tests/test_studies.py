@@ -52,6 +52,13 @@ def test_losses_bring_boxes_nearer(name):
     assert (row["curve"][-1] < row["curve"][0]) == (name not in STRAY)
 
 
+@pytest.mark.parametrize("name", regression_study.LOSSES)
+def test_every_loss_has_a_slope_between_overlapping_boxes(name):
+    # A gap of -0.5: the boxes share half of their width.
+    found = regression_study.slopes(regression_study.LOSSES[name], np.float32([-0.5]))
+    assert np.isfinite(found).all() and (found > 1e-4).all()
+
+
 def test_points_that_fill_no_block_count_once(monkeypatch):
     monkeypatch.setattr(regression_study, "BLOCK", 4)
     config = regression_study.Config(points=6, iterations=2)
