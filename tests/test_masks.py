@@ -439,6 +439,13 @@ def test_counts_are_exact_at_16_million_pixels():
     np.testing.assert_array_equal(found, np.float32([[(2**24 - 1) / 2**24, 1]]))
 
 
+@pytest.mark.parametrize("rows,kind", [(4096, "f32"), (4097, "i32")])
+def test_counts_beyond_the_whole_numbers_of_a_float_are_integers(rows, kind):
+    masks = jax.ShapeDtypeStruct((1, rows, 4096), bool)
+    program = str(jax.make_jaxpr(jaxiou.pairwise_mask_iou)(masks, masks))
+    assert f"{kind}[1,1] = dot_general" in program
+
+
 def test_boxes_of_masks():
     rng = np.random.default_rng(0)
     start, size = rng.integers(0, 9, (40, 2)), rng.integers(1, 4, (40, 2))
