@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import inspect
+import math
 import pkgutil
 import re
 from pathlib import Path
@@ -36,12 +37,43 @@ def documented():
                 yield pytest.param(name, text, id=name)
 
 
+class Checker(doctest.OutputChecker):
+    """Numbers with a point agree to a few ulp of float32: the last digit is XLA's."""
+
+    NUMBER = re.compile(r"-?\d+\.\d*(?:e[+-]?\d+)?")
+
+    def check_output(self, want, got, flags):
+        def split(text):
+            numbers = [float(x) for x in self.NUMBER.findall(text)]
+            return "".join(self.NUMBER.sub("#", text).split()), numbers
+
+        (text, numbers), (text_got, numbers_got) = split(want), split(got)
+        return text == text_got and all(
+            math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-7)
+            for a, b in zip(numbers, numbers_got, strict=True)
+        )
+
+
 @pytest.mark.parametrize(("name", "text"), list(documented()))
 def test_docstring(name, text):
     example = doctest.DocTestParser().get_doctest(text, {}, name, name, 0)
     report = []
-    doctest.DocTestRunner(verbose=False).run(example, out=report.append)
+    doctest.DocTestRunner(Checker(), verbose=False).run(example, out=report.append)
     assert not report, "".join(report)
+
+
+@pytest.mark.parametrize(
+    ("got", "same"),
+    [
+        ("[0.4 1. ]", True),
+        ("[0.40000004 1.        ]", True),
+        ("[0.40001 1.]", False),
+        ("[0.4 2.]", False),
+        ("(0.4 1.)", False),
+    ],
+)
+def test_outputs_compare_by_numbers(got, same):
+    assert Checker().check_output("[0.4 1. ]\n", got + "\n", 0) is same
 
 
 def test_every_public_function_has_an_example():
