@@ -450,14 +450,9 @@ _aligned.defvjp(_aligned_fwd, _aligned_bwd)
 def join(planes: Planes, boxes: Array) -> Array:
     """Stacks gradient planes to the shape and dtype of the boxes they belong to."""
     shape = boxes[..., 0].shape
-    summed = [_sum_to(plane, shape)[..., None] for plane in planes]
-    # As `jnp.stack`, whose inner loop would branch instead of selecting.
-    place = jax.lax.broadcasted_iota(
-        jnp.int32, (1,) * len(shape) + (len(planes),), len(shape)
-    )
-    total = summed[0]
-    for k, plane in enumerate(summed[1:], 1):
-        total = jnp.where(place < k, total, plane)
+    # Concatenated: a box that came out of `convert` or `decode` takes the columns apart
+    # again, which XLA sees through here and not through an interleaving selection.
+    total = jnp.stack([_sum_to(plane, shape) for plane in planes], axis=-1)
     if _checks.is_sharded(total):  # Like the cotangent; wanted is the boxes' own.
         total = jax.sharding.reshard(total, jax.typeof(boxes).sharding.spec)
     # Gradients grow as 1 / side: in half precision they saturate.
