@@ -150,15 +150,25 @@ def headline(results):
     return f"{markdown(header, lines)}\n\n{heading(results)}"
 
 
-def page(text, every):
-    """A page with its figures written anew."""
-    write = {"headline": headline, "all": tables}
+def fill(text, blocks):
+    """A page with the figures of these blocks written anew; other blocks stay."""
 
     def block(found):
-        figures = "\n\n".join(write[found[2]](results) for results in every)
-        return f"{found[1]}\n{figures or 'Not measured yet.'}\n\n{found[3]}"
+        if found[2] not in blocks:
+            return found[0]
+        return f"{found[1]}\n{blocks[found[2]] or 'Not measured yet.'}\n\n{found[3]}"
 
     return BLOCK.sub(block, text)
+
+
+def page(text, every):
+    """A page with the figures of the benchmarks written anew."""
+    write = {"headline": headline, "all": tables}
+    blocks = {
+        name: "\n\n".join(figures(results) for results in every)
+        for name, figures in write.items()
+    }
+    return fill(text, blocks)
 
 
 def write_tables():

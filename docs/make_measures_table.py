@@ -59,11 +59,11 @@ the measures do; the properties are those of the default parameters.
 
 
 def members():
-    """Public measures of xyxy boxes, families by the member of default parameters."""
+    """Public measures, families by the member of default parameters."""
     for name, value in sorted(vars(jaxiou).items()):
         if hasattr(value, "measure_family"):
             value = value(**PARAMETERS.get(name, {}))
-        if isinstance(value, jaxiou.Measure) and value.coordinates == 4:
+        if isinstance(value, jaxiou.Measure):
             yield name, value
 
 
@@ -110,6 +110,8 @@ def build():
     """The text of the page."""
     rows = []
     for name, measure in members():
+        if measure.coordinates != 4:
+            continue
         text = inspect.cleandoc(measure.__doc__)
         cells = [
             signature(name),

@@ -59,6 +59,8 @@ class Study:
     """How many runs of each."""
     steps: int | None = None
     """Training steps of a run; by default 600 for digits and 300 for photographs."""
+    image_size: tuple[int, int] | None = None
+    """Height and width in pixels; by default those of the detector."""
     out: Path = Path("docs/which_loss")
     """Where `runs.json` and the pictures go."""
     tables: bool = False
@@ -116,11 +118,16 @@ def run(study, base=Config()):  # noqa: B008, it is frozen
         base,
         steps=study.steps or (300 if photographs else 600),
         batch_size=base.batch_size or (8 if photographs else 16),
-        image_size=base.image_size or typical_size(dataset),
+        image_size=study.image_size or base.image_size or typical_size(dataset),
     )
     limits = areas(dataset)
     kind, _, rest = study.data.partition(":")
-    name = Path(rest.partition(":")[0]).stem or kind
+    stem = name = Path(rest.partition(":")[0]).stem or kind
+    typed = [] if kind == "digits" else ["--data", f"{kind}:{stem}"]
+    typed += [] if study.steps is None else ["--steps", study.steps]
+    if study.image_size:
+        name = f"{stem}-{'x'.join(map(str, study.image_size))}"
+        typed += ["--image-size", *study.image_size]
     path = study.out / "runs.json"
     runs, wanted = read(path) or [], settings(study)
     for number, (loss, weight, seed) in enumerate(wanted, 1):
@@ -130,8 +137,6 @@ def run(study, base=Config()):  # noqa: B008, it is frozen
         print(f"{number} of {len(wanted)}:", *(f"{k} {v}" for k, v in key.items()))
         config = dataclasses.replace(base, loss=loss, box_weight=weight, seed=seed)
         row = one(config, dataset, limits)
-        typed = [] if kind == "digits" else ["--data", f"{kind}:{name}"]
-        typed += [] if study.steps is None else ["--steps", base.steps]
         origin = {**head("examples.loss_study", typed), "areas": limits}
         runs.append({**key, **row, "head": origin})
         save(runs, path)

@@ -9,17 +9,17 @@ import sys
 from pathlib import Path
 
 import jaxiou
+from benchmarks import report
 from benchmarks.measure import commit, device
-from benchmarks.report import BLOCK
 
 PAGE = Path(__file__).parents[1] / "docs" / "which_loss.md"
 PACKAGES = ("jax", "flax", "optax")
 
 
-def head(module, arguments=None):
+def head(module, arguments=None, packages=PACKAGES):
     """Which command made figures, when, where and with which versions."""
     typed = shlex.join(map(str, sys.argv[1:] if arguments is None else arguments))
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    versions = {name: importlib.metadata.version(name) for name in packages}
     return {
         "command": f"python -m {module} {typed}".strip(),
         "date": datetime.date.today().isoformat(),
@@ -49,10 +49,4 @@ def read(path):
 
 def fill(blocks, page=PAGE):
     """Writes the figures of each block of a page anew; other blocks stay."""
-
-    def block(found):
-        if found[2] not in blocks:
-            return found[0]
-        return f"{found[1]}\n{blocks[found[2]] or 'Not measured yet.'}\n\n{found[3]}"
-
-    page.write_text(BLOCK.sub(block, page.read_text()))
+    page.write_text(report.fill(page.read_text(), blocks))

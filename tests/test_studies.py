@@ -209,3 +209,9 @@ def test_a_study_writes_every_run_and_goes_on_where_it_stopped(tmp_path, monkeyp
     assert len(runs) == 4 and len(page.read(tmp_path / "runs.json")) == 4
     loss_study.run(more, base)
     assert len(asked) == 3
+
+    # What was seen at another size is another row of results.
+    smaller = dataclasses.replace(study, image_size=(32, 32))
+    made = loss_study.run(smaller, base)[-1]
+    assert (made["data"], made["steps"]) == ("digits-32x32", 2) and len(asked) == 4
+    assert made["head"]["command"].endswith("--steps 2 --image-size 32 32")

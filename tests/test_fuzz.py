@@ -1,0 +1,93 @@
+"""The long fuzz: it draws what it says, finds a fault, and its table is up to date."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxiou
+from benchmarks import fuzz
+from benchmarks.report import BLOCK
+from docs.make_measures_table import members
+from examples.page import read
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    monkeypatch.setattr(fuzz, "BLOCK", 64)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("kind", fuzz.KINDS)
+@pytest.mark.parametrize("coordinates", [4, 7])
+def test_drawn_boxes_are_finite_and_of_their_kind(kind, dtype, coordinates):
+    pairs = kind(jax.random.key(0), (64, 2, coordinates), dtype)
+    assert pairs.shape == (64, 2, coordinates) and pairs.dtype == dtype
+    pairs = np.asarray(pairs, np.float64)
+    assert np.isfinite(pairs).all()
+    distinct = [len(np.unique(pair)) for pair in pairs]
+    sizes = np.log2(np.abs(pairs[pairs != 0]))
+    if kind is fuzz.any_finite:
+        assert min(distinct) > 4 and np.ptp(sizes) > 20
+    elif kind is fuzz.shared:
+        assert max(distinct) == 3
+    elif kind is fuzz.grid:
+        assert set(np.unique(pairs[..., :-1])) == {0, 1, 2, 3, 4}
+    elif dtype == "float32" and coordinates == 4:
+        assert np.mean(jaxiou.iou(*np.float32(pairs).swapaxes(0, 1)) > 0) > 0.5
+
+
+def test_faults_are_counted_and_shown(tmp_path, monkeypatch):
+    @jaxiou.measure(minimum=0.0, maximum=3.0)
+    def faulty(a, b):
+        """NaN where boxes begin at 0, 4 where at 4, no slope where both end at 1."""
+        x = jnp.where(a[0] == 0, jnp.nan, a[0])
+        return x + jnp.sqrt(jnp.abs(a[2] - 1) + jnp.abs(b[2] - 1)) * 0
+
+    monkeypatch.setattr(fuzz, "members", lambda: [("faulty", faulty)])
+    monkeypatch.setattr(fuzz, "KINDS", (fuzz.grid,))
+    monkeypatch.setattr(fuzz, "DTYPES", ("float32",))
+    config = fuzz.Config(pairs=100, out=tmp_path / "fuzz.json")
+    fuzz.run(config)
+    (row,) = read(config.out)["rows"]
+    key = jax.random.key(config.seed)
+    drawn = []
+    for number in range(2):
+        (k,) = jax.random.split(jax.random.fold_in(key, number), 1)
+        drawn.append(fuzz.grid(k, (64, 2, 4), "float32"))
+    a, b = np.concatenate(drawn).swapaxes(0, 1)
+    none, beyond = a[:, 0] == 0, a[:, 0] == 4
+    steep = (a[:, 2] == 1) & (b[:, 2] == 1)
+    wanted = [none.sum(), beyond.sum(), steep.sum()]
+    assert [row[fault]["grid"] for fault in fuzz.FAULTS] == wanted
+    assert min(wanted) > 0
+    for fault, which in zip(fuzz.FAULTS, (none, beyond, steep), strict=True):
+        first = np.flatnonzero(which)[0]
+        assert row["examples"][fault] == [a[first].tolist(), b[first].tolist()]
+    line = f"| `faulty` | 128 | 0 to 4 | {wanted[0]} | {wanted[1]} | {wanted[2]} |"
+    assert line in fuzz.table(read(config.out))
+
+
+def test_a_public_measure_runs(tmp_path):
+    config = fuzz.Config(pairs=1, measures="giou", out=tmp_path / "fuzz.json")
+    rows = fuzz.run(config)["rows"]
+    assert [row["dtype"] for row in rows] == list(fuzz.DTYPES)
+    assert not any(row["examples"] for row in rows)
+    assert json.loads(config.out.read_text())["rows"] == rows
+    assert all(-1 <= row["lowest"] < 0 < row["highest"] <= 1 for row in rows)
+    with pytest.raises(SystemExit, match="unknown"):
+        fuzz.run(fuzz.Config(measures="nobody"))
+
+
+def test_the_committed_table_has_every_measure_and_no_fault():
+    results = read(fuzz.OUT)
+    found = {block[2]: block[0] for block in BLOCK.finditer(fuzz.PAGE.read_text())}
+    assert fuzz.table(results) in found["fuzz"]
+    assert {row["measure"] for row in results["rows"]} == {
+        name for name, _ in members()
+    }
+    assert all(
+        sum(row[f].values()) == 0 for row in results["rows"] for f in fuzz.FAULTS
+    )
