@@ -62,11 +62,11 @@ def shared(key, shape, dtype):
 
 
 def near(key, shape, dtype):
-    """Boxes of like size that mostly overlap, in units from 1e-12 to 1e12."""
+    """Boxes of like size of which half overlap, in units from 1e-12 to 1e12."""
     places, sides, turns, unit = jax.random.split(key, 4)
     half = shape[2] // 2
     place = jax.random.uniform(places, (*shape[:2], half))
-    side = 10 ** jax.random.uniform(sides, (*shape[:2], half), minval=-2, maxval=0.5)
+    side = 10 ** jax.random.uniform(sides, (*shape[:2], half), minval=-1, maxval=0.5)
     scale = 10 ** jax.random.uniform(unit, (shape[0], 1, 1), minval=-12, maxval=12)
     turned = shape[2] % 2 == 1
     end = side if turned else place + side
@@ -105,7 +105,8 @@ def attempt(key, measure, dtype):
     faults = jnp.stack([~finite, outside & finite, steep])
     counts = faults.reshape(len(FAULTS), len(KINDS), BLOCK).sum(axis=2)
     examples = pairs[jnp.argmax(faults, axis=1)].astype(wide)
-    extremes = jnp.stack([values.min(), values.max()]).astype(wide)
+    low, high = (jnp.where(finite, values, x) for x in (jnp.inf, -jnp.inf))
+    extremes = jnp.stack([low.min(), high.max()]).astype(wide)
     return counts, examples, extremes
 
 
