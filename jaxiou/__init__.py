@@ -80,6 +80,11 @@ from .measures import giou as giou
 from .measures import iof as iof
 from .measures import iou as iou
 from .measures import measure as measure
+from .rescoring import GaussianDecay as GaussianDecay
+from .rescoring import LinearDecay as LinearDecay
+from .rescoring import Rescored as Rescored
+from .rescoring import matrix_nms as matrix_nms
+from .rescoring import soft_nms as soft_nms
 from .rotated import convert_angle as convert_angle
 from .rotated import corners as corners
 from .rotated import from_corners as from_corners
@@ -89,6 +94,7 @@ from .rotated import rotated_iof as rotated_iof
 from .rotated import rotated_iou as rotated_iou
 from .rotated import to_xyxy as to_xyxy
 from .suppression import Kept as Kept
+from .suppression import Overlaps as Overlaps
 from .suppression import nms as nms
 from .variants import bounded_iou as bounded_iou
 from .variants import extended_iou as extended_iou

@@ -179,11 +179,29 @@ def suite(content):
     return {"cases": kept}
 
 
+def suppressed(content):
+    """All cases; of the groups of `nms_match` the boxes that are kept, the first."""
+    for case in content["cases"]:
+        if "groups" in case:
+            case["keep"] = [group[0] for group in case.pop("groups")]
+    return {"cases": content["cases"]}
+
+
+def matrix_nms(content):
+    """Masks of 0 and 1 as numbers."""
+    for case in content["cases"]:
+        rows = case.pop("masks_rows")
+        case["masks"] = [[[*map(int, row)] for row in mask] for mask in rows]
+    return {"cases": content["cases"]}
+
+
 SOURCES = {
     "exact_axis_aligned": everything,
     "torchvision_pairwise": everything,
     "torchvision_losses": everything,
     "torchvision_nms": everything,
+    "nms_extra": suppressed,
+    "mmdet_matrix_nms": matrix_nms,
     "torchvision_misc": axis_aligned_misc,
     "mmdet_overlaps": everything,
     "mmdet_losses": everything,

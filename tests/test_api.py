@@ -57,6 +57,7 @@ ORDER = [
     "matrix",
     "matching",
     "suppression",
+    "rescoring",
     "metrics",
 ]
 
