@@ -28,6 +28,9 @@ from .anchors import decode as decode
 from .anchors import decode_ltrb as decode_ltrb
 from .anchors import encode as encode
 from .anchors import encode_ltrb as encode_ltrb
+from .assigners import match_atss as match_atss
+from .assigners import match_simota as match_simota
+from .assigners import match_task_aligned as match_task_aligned
 from .boxes import area as area
 from .boxes import check_boxes as check_boxes
 from .boxes import clip as clip
@@ -67,7 +70,9 @@ from .masks import lovasz_hinge as lovasz_hinge
 from .masks import lovasz_softmax as lovasz_softmax
 from .masks import tversky_loss as tversky_loss
 from .matching import Assignment as Assignment
+from .matching import Sample as Sample
 from .matching import match_anchors as match_anchors
+from .matching import sample as sample
 from .matching import take_targets as take_targets
 from .matrix import BestMatch as BestMatch
 from .matrix import best_match as best_match
@@ -80,6 +85,10 @@ from .measures import giou as giou
 from .measures import iof as iof
 from .measures import iou as iou
 from .measures import measure as measure
+from .one_to_one import box_l1_cost as box_l1_cost
+from .one_to_one import focal_cost as focal_cost
+from .one_to_one import match_one_to_one as match_one_to_one
+from .one_to_one import measure_cost as measure_cost
 from .rescoring import GaussianDecay as GaussianDecay
 from .rescoring import LinearDecay as LinearDecay
 from .rescoring import Rescored as Rescored

@@ -63,7 +63,7 @@ class GaussianDecay(NamedTuple):
         return jnp.exp(-(overlap**2) / self.sigma)
 
 
-_GAUSSIAN: Decay = GaussianDecay()
+_GAUSSIAN: Any = GaussianDecay()
 
 
 def soft_nms(

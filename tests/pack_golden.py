@@ -195,6 +195,21 @@ def matrix_nms(content):
     return {"cases": content["cases"]}
 
 
+def assigners(content):
+    """Assigners but those of `DynamicSoftLabel`, and the inputs without their names."""
+    kept = [c for c in content["cases"] if not c["id"].startswith("DynamicSoft")]
+    return {"inputs": content["inputs"], "cases": kept}
+
+
+def task_aligned(content):
+    """Who got which target and the soft scores; boxes follow from the former."""
+    left_out = ("target_bboxes_fg", "target_labels")
+    cases = [
+        {k: v for k, v in c.items() if k not in left_out} for c in content["cases"]
+    ]
+    return {"inputs": content["inputs"], "cases": cases}
+
+
 SOURCES = {
     "exact_axis_aligned": everything,
     "torchvision_pairwise": everything,
@@ -202,6 +217,8 @@ SOURCES = {
     "torchvision_nms": everything,
     "nms_extra": suppressed,
     "mmdet_matrix_nms": matrix_nms,
+    "mmdet_assigners": assigners,
+    "ultralytics_tal": task_aligned,
     "torchvision_misc": axis_aligned_misc,
     "mmdet_overlaps": everything,
     "mmdet_losses": everything,

@@ -146,7 +146,7 @@ def test_detectron2_distances():
 def test_torchvision_matcher(case, x64):
     options = case["kwargs"]
     assert (case["match_quality_matrix"].max(1) > 0).all()
-    indices, values = jaxiou.match_anchors(
+    indices, values, _ = jaxiou.match_anchors(
         case["anchors"],
         case["gt_boxes"],
         positive=options["high_threshold"],
@@ -165,7 +165,7 @@ def test_detectron2_matcher(case):
     options = case["kwargs"]
     negative, positive = options["thresholds"][0], options["thresholds"][-1]
     assert (case["match_quality_matrix"].max(1) > 0).all()
-    indices, values = jaxiou.match_anchors(
+    indices, values, _ = jaxiou.match_anchors(
         case["anchors"].astype("f4"),
         case["gt_boxes"].astype("f4"),
         positive=float(positive),
@@ -185,7 +185,7 @@ def test_detectron2_matcher(case):
 def test_detectron2_matcher_without_targets():
     case = load("detectron2_match")["cases"]["Matcher/no_gt"]
     anchors = np.array([[0, 0, i + 2, i + 1] for i in range(len(case["matches"]))])
-    indices, _ = jaxiou.match_anchors(anchors, np.zeros((0, 4)), force_match=False)
+    indices, *_ = jaxiou.match_anchors(anchors, np.zeros((0, 4)), force_match=False)
     assert (case["match_labels"] == 0).all()
     np.testing.assert_array_equal(indices, -1)
 
