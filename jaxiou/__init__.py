@@ -36,6 +36,10 @@ from .boxes import check_boxes as check_boxes
 from .boxes import clip as clip
 from .boxes import convert as convert
 from .boxes import is_valid as is_valid
+from .coders import decode_dfl as decode_dfl
+from .coders import decode_rotated as decode_rotated
+from .coders import encode_dfl as encode_dfl
+from .coders import encode_rotated as encode_rotated
 from .combinators import alpha_iou as alpha_iou
 from .combinators import focaler as focaler
 from .combinators import inner_iou as inner_iou

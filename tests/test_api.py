@@ -43,6 +43,7 @@ ORDER = [
     "_turned",
     "boxes",
     "anchors",
+    "coders",
     "measures",
     "variants",
     "combinators",

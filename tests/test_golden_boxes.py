@@ -68,23 +68,20 @@ DELTAS = [c for c in cases("mmdet_coders", "DeltaXYWH") if "multiclass" not in c
 
 @pytest.mark.parametrize("case", DELTAS, ids=ids)
 def test_mmdet_coder(case, x64):
-    """Means and stds, limits on both sides and the image border are theirs to add."""
+    """Means, stds and the image border are theirs to add."""
     inputs, options = load("mmdet_coders")["inputs"]["boxes"], case["kwargs"]
     priors, deltas = inputs["priors"], inputs["deltas"]
     means, stds = options["target_means"][None], options["target_stds"][None]
     limit = -np.log(options["wh_ratio_clip"])
-    sides = np.tile(priors[:, 2:] - priors[:, :2], 2)
-    is_shift = np.array([[True, True, False, False]])
+    # The shift is limited, in pixels, or the logarithm from below.
+    if options["add_ctr_clamp"]:
+        bounds = {"max_shift": float(options["ctr_clamp"])}
+    else:
+        bounds = {"min_log_scale": -limit}
 
     def decode(deltas):
         deltas = deltas * stds + means
-        if options["add_ctr_clamp"]:
-            # Here the shift is limited, in pixels, and the logarithm from above alone.
-            pixels = options["ctr_clamp"] / sides
-            deltas = jnp.where(is_shift, jnp.clip(deltas, -pixels, pixels), deltas)
-        else:
-            deltas = jnp.where(is_shift, deltas, jnp.maximum(deltas, -limit))
-        boxes = jaxiou.decode(deltas, priors, max_log_scale=limit)
+        boxes = jaxiou.decode(deltas, priors, max_log_scale=limit, **bounds)
         if options["clip_border"] and options["max_shape_hw"] is not None:
             boxes = jaxiou.clip(boxes, *options["max_shape_hw"])
         return boxes
@@ -105,9 +102,9 @@ def test_mmdet_coder_with_a_class_axis(x64):
     case = load("mmdet_coders")["cases"]["DeltaXYWH/multiclass_Nx8"]
     priors = load("mmdet_coders")["inputs"]["boxes"]["priors"]
     limit = -np.log(case["kwargs"]["wh_ratio_clip"])
-    deltas = case["deltas"].reshape(-1, 2, 4).copy()
-    deltas[..., 2:] = np.maximum(deltas[..., 2:], -limit)
-    decoded = jaxiou.decode(deltas, priors[:, None], max_log_scale=limit)
+    deltas = case["deltas"].reshape(-1, 2, 4)
+    bounds = {"max_log_scale": limit, "min_log_scale": -limit}
+    decoded = jaxiou.decode(deltas, priors[:, None], **bounds)
     close(decoded.reshape(-1, 8), case["decode"])
 
 
