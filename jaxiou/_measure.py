@@ -19,7 +19,7 @@ each term, the overlap of smaller boxes, ...) can get at them.
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
@@ -376,6 +376,20 @@ def varying(tree: Any, arrays: Iterable[Array]) -> Any:
         return jax.lax.pcast(array, missing, to="varying") if missing else array
 
     return jax.tree.map(one, tree)
+
+
+def each_image(one: Callable[..., Any], shared: Any, arrays: Sequence[Array]) -> Any:
+    """`one(shared, *image)` for every image, the first axis of all arrays.
+
+    A loop under vmap goes on for every image until the last one is done. Without an
+    accelerator to fill it is faster to take them one by one, and in less memory.
+    """
+    if jax.default_backend() == "cpu":
+        one = jax.custom_batching.sequential_vmap(one)
+    # A batch of one skips vmap, under which every branch of a loop is executed.
+    if arrays[0].shape[0] == 1:
+        return jax.tree.map(lambda x: x[None], one(shared, *(x[0] for x in arrays)))
+    return jax.vmap(one, in_axes=(None, *(0 for _ in arrays)))(shared, *arrays)
 
 
 def aligned(measure: Measure, boxes1: Array, boxes2: Array) -> Array:

@@ -8,19 +8,20 @@ __all__ = ["anchor_grid", "decode", "decode_ltrb", "encode", "encode_ltrb"]
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from . import _checks, _measure, _numerics
+from ._measure import Planes
 from .boxes import pack, unpack
 
 SMALLEST_RATIO = 1e-6
 """`encode` continues the logarithm along its tangent below this ratio of sides."""
 
-Weights = tuple[float, float, float, float]
+Weights = tuple[float, ...]
 
 
 def anchor_grid(
@@ -127,9 +128,9 @@ def encode(
         `DeltaXYWHBBoxCoder` divides by `target_stds` = 1 / weights. Both give infinity
         for empty boxes.
     """
-    weights = _weights("encode", weights)
+    weights = weights_of("encode", weights)
     operands = ("boxes", boxes, 4), ("anchors", anchors, 4)
-    array1, array2, dtype = _pair("encode", *operands)
+    array1, array2, dtype = pair_of("encode", *operands)
     box, anchor = unpack(array1), unpack(array2)
     columns = []
     for k in (0, 1):
@@ -137,9 +138,7 @@ def encode(
         unit = _numerics.nonnegative(anchor[k + 2] - anchor[k])
         # Differences of like corners first: exact where the two are near each other.
         shift = ((box[k] - anchor[k]) + (box[k + 2] - anchor[k + 2])) / 2
-        offset, ratio = _quotient(shift, unit), _quotient(side, unit)
-        empty = unit <= _shortest(unit.dtype)
-        columns.append((offset, jnp.where(empty, 0, _continued_log(ratio))))
+        columns.append(relative(shift, side, unit))
     (dx, dw), (dy, dh) = columns
     offsets = [w * d for w, d in zip(weights, (dx, dy, dw, dh), strict=True)]
     return pack(offsets, dtype)
@@ -151,11 +150,13 @@ def decode(
     *,
     weights: Weights = (1.0, 1.0, 1.0, 1.0),
     max_log_scale: float = math.log(1000 / 16),
+    min_log_scale: float = -math.inf,
+    max_shift: float = math.inf,
 ) -> Float[Array, "*batch 4"]:
     """Boxes from their offsets: the inverse of `encode`.
 
-    cx = cxₐ + wₐ dx / wx and w = wₐ exp(min(dw / ww, max_log_scale)); cy and h
-    likewise.
+    cx = cxₐ + wₐ dx / wx and w = wₐ exp(dw / ww), with the shift and the exponent
+    within their bounds; cy and h likewise.
 
     Args:
         deltas: `(*batch, 4)`, `(dx, dy, dw, dh)` as `encode` gives them.
@@ -163,6 +164,8 @@ def decode(
         weights: `(wx, wy, ww, wh)`, the positive numbers given to `encode`.
         max_log_scale: bound on the logarithm of w / wₐ, so that an untrained head does
             not overflow; no gradient passes beyond it. `math.inf` for none.
+        min_log_scale: lower bound on the same.
+        max_shift: bound on |cx - cxₐ| and |cy - cyₐ|, in the unit of the anchors.
 
     Returns:
         `(*batch, 4)`, xyxy in the unit of the anchors, never inverted; the anchor where
@@ -176,7 +179,7 @@ def decode(
 
     Raises:
         ValueError: on shapes that are not `(..., 4)` or do not broadcast, weights that
-            are not four positive numbers, or a `max_log_scale` that is NaN.
+            are not four positive numbers, or bounds that are NaN or leave nothing.
         TypeError: on boolean or complex inputs.
 
     Example:
@@ -187,34 +190,22 @@ def decode(
     Reference:
         R. Girshick, J. Donahue, T. Darrell, J. Malik, "Rich feature hierarchies for
         accurate object detection and semantic segmentation", 2014, arXiv:1311.2524; the
-        bound is torchvision's. mmdetection's `DeltaXYWHBBoxCoder` clamps dw and dh on
-        both sides, to ±log(1 / wh_ratio_clip).
+        upper bound is torchvision's. mmdetection's `DeltaXYWHBBoxCoder` clamps dw and
+        dh to ±log(1 / wh_ratio_clip), or with `add_ctr_clamp` from above and the shift
+        to `ctr_clamp`.
     """
-    weights = _weights("decode", weights)
-    if math.isnan(max_log_scale):
-        raise ValueError(
-            "jaxiou.decode: `max_log_scale` is NaN, wanted a number; `math.inf` turns "
-            "the bound off."
-        )
+    weights = weights_of("decode", weights)
+    bounds = bounds_of("decode", max_log_scale, min_log_scale, max_shift)
     operands = ("deltas", deltas, 4), ("anchors", anchors, 4)
-    array1, array2, dtype = _pair("decode", *operands)
-    anchor = unpack(array2)
-    limit = _numerics.largest(anchor[0].dtype)
-    highest = min(max_log_scale, math.log(limit))
-    delta = [
-        _numerics.saturate(d / w, limit)
-        for d, w in zip(unpack(array1), weights, strict=True)
-    ]
+    array1, array2, dtype = pair_of("decode", *operands)
+    anchor, delta = unpack(array2), divided(unpack(array1), weights)
     low, high = [], []
     for k in (0, 1):
         unit = _numerics.nonnegative(anchor[k + 2] - anchor[k])
-        centre = (anchor[k] + anchor[k + 2]) / 2 + delta[k] * unit
-        log_scale = delta[k + 2]
-        # Selection in place of a minimum: at the bound itself the gradient is whole.
-        log_scale = jnp.where(log_scale > highest, highest, log_scale)
-        half = unit * jnp.exp(log_scale) / 2
-        low.append(centre - half)
-        high.append(centre + half)
+        shift, side = absolute(delta[k], delta[k + 2], unit, bounds)
+        centre = (anchor[k] + anchor[k + 2]) / 2 + shift
+        low.append(centre - side / 2)
+        high.append(centre + side / 2)
     return pack(low + high, dtype)
 
 
@@ -253,7 +244,7 @@ def encode_ltrb(
         clamps to [0, max_dis - eps] where `max_dis` is given.
     """
     operands = ("boxes", boxes, 4), ("points", points, 2)
-    array1, array2, dtype = _pair("encode_ltrb", *operands)
+    array1, array2, dtype = pair_of("encode_ltrb", *operands)
     (x1, y1, x2, y2), (x, y) = unpack(array1), unpack(array2)
     distances = [x - x1, y - y1, x2 - x, y2 - y]
     return pack(distances, dtype)
@@ -295,10 +286,63 @@ def decode_ltrb(
         its clipping to the image.
     """
     operands = ("distances", distances, 4), ("points", points, 2)
-    array1, array2, dtype = _pair("decode_ltrb", *operands)
+    array1, array2, dtype = pair_of("decode_ltrb", *operands)
     (left, top, right, bottom), (x, y) = unpack(array1), unpack(array2)
     corners = [x - left, y - top, x + right, y + bottom]
     return pack(corners, dtype)
+
+
+class Bounds(NamedTuple):
+    """Limits of what is decoded."""
+
+    highest: float
+    lowest: float
+    reach: float
+
+
+def bounds_of(
+    function: str, max_log_scale: float, min_log_scale: float, max_shift: float
+) -> Bounds:
+    """The three checked; NaN compares with nothing."""
+    if not (min_log_scale <= max_log_scale and max_shift >= 0):
+        raise ValueError(
+            f"jaxiou.{function}: `min_log_scale` is {min_log_scale}, `max_log_scale` "
+            f"{max_log_scale} and `max_shift` {max_shift}, wanted numbers with "
+            "min_log_scale <= max_log_scale and max_shift >= 0; `math.inf` turns a "
+            "bound off."
+        )
+    return Bounds(max_log_scale, min_log_scale, max_shift)
+
+
+def relative(shift: Array, side: Array, unit: Array) -> tuple[Array, Array]:
+    """A shift and a side in units of the anchor's: a quotient, and a logarithm."""
+    offset, ratio = _quotient(shift, unit), _quotient(side, unit)
+    empty = unit <= _shortest(unit.dtype)
+    return offset, jnp.where(empty, 0, _continued_log(ratio))
+
+
+def absolute(
+    offset: Array, log_scale: Array, unit: Array, bounds: Bounds
+) -> tuple[Array, Array]:
+    """The inverse of `relative`, within bounds.
+
+    Selections in place of minima: at a bound itself the gradient is whole.
+    """
+    shift = offset * unit
+    if math.isfinite(bounds.reach):
+        far = jnp.abs(shift) > bounds.reach
+        shift = jnp.where(far, jnp.sign(shift) * bounds.reach, shift)
+    highest = min(bounds.highest, math.log(_numerics.largest(unit.dtype)))
+    log_scale = jnp.where(log_scale > highest, highest, log_scale)
+    log_scale = jnp.where(log_scale < bounds.lowest, bounds.lowest, log_scale)
+    return shift, unit * jnp.exp(log_scale)
+
+
+def divided(deltas: Planes, weights: Weights) -> list[Array]:
+    """Offsets without their weights, saturated."""
+    limit = _numerics.largest(deltas[0].dtype)
+    pairs = zip(deltas, weights, strict=True)
+    return [_numerics.saturate(delta / weight, limit) for delta, weight in pairs]
 
 
 def _shortest(dtype: jnp.dtype) -> float:
@@ -323,7 +367,7 @@ def _continued_log(ratio: Array) -> Array:
     return above + jnp.minimum(ratio - SMALLEST_RATIO, 0) / SMALLEST_RATIO
 
 
-def _pair(
+def pair_of(
     function: str, first: tuple[str, Any, int], second: tuple[str, Any, int]
 ) -> tuple[Array, Array, jnp.dtype]:
     """Two checked arrays of vectors, of equal rank, and the dtype of the result."""
@@ -335,12 +379,12 @@ def _pair(
 
 def _vectors(function: str, name: str, value: Any, size: int) -> Array:
     layouts = {
-        "deltas": "(dx, dy, dw, dh)",
+        "deltas": "(dx, dy, dw, dh)" if size == 4 else "(dx, dy, dw, dh, da)",
         "distances": "(left, top, right, bottom)",
         "points": "(x, y)",
     }
     if name not in layouts:
-        return _checks.as_boxes(function, name, value)
+        return _checks.as_boxes(function, name, value, coordinates=size)
     array = _checks.as_real(function, name, value)
     if array.shape == (0,):
         array = array.reshape(0, size)
@@ -353,18 +397,19 @@ def _vectors(function: str, name: str, value: Any, size: int) -> Array:
     return array
 
 
-def _weights(function: str, weights: Any) -> Weights:
+def weights_of(function: str, weights: Any, size: int = 4) -> Weights:
     if any(_checks.is_traced(w) for w in (weights, *_items(weights))):
         raise TypeError(
-            f"jaxiou.{function}: `weights` is traced, wanted four Python numbers: they "
+            f"jaxiou.{function}: `weights` is traced, wanted Python numbers: they "
             "are part of the compiled program; pass them outside of `jit`'s arguments."
         )
     values = np.asarray(weights, np.float64)
-    if values.shape != (4,) or not np.all(np.isfinite(values) & (values > 0)):
+    if values.shape != (size,) or not np.all(np.isfinite(values) & (values > 0)):
+        names = "four positive numbers (wx, wy, ww, wh)"
+        names = names if size == 4 else "five positive numbers (wx, wy, ww, wh, wa)"
         raise ValueError(
-            f"jaxiou.{function}: `weights` is {weights!r}, wanted four positive "
-            "numbers (wx, wy, ww, wh); for mmdetection's `target_stds` pass their "
-            "inverses."
+            f"jaxiou.{function}: `weights` is {weights!r}, wanted {names}; for "
+            "mmdetection's `target_stds` pass their inverses."
         )
     return tuple(values.tolist())
 

@@ -4,13 +4,15 @@ Static shapes throughout: targets come padded, with `where` for the real ones, s
 compilation serves every count. No matrix of anchors × targets is written.
 """
 
-__all__ = ["Assignment", "match_anchors", "take_targets"]
+__all__ = ["Assignment", "Sample", "match_anchors", "sample", "take_targets"]
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from . import _checks, _measure
 from ._measure import Measure
@@ -24,12 +26,28 @@ class Assignment(NamedTuple):
     Attributes:
         indices: `(*batch, n)` int32: index of the target, -1 for background, -2 for
             anchors that are neither (torchvision's numbers).
-        values: `(*batch, n)`, the anchor's best measure over the real targets, `-inf`
-            where there is none.
+        values: `(*batch, n)`, larger is better: of `match_anchors` the best measure
+            over the real targets, of others that with the assigned target; `-inf` where
+            there is none.
+        scores: `(*batch, n)` in [0, 1], what a classifier is to learn for the label of
+            the target, 0 for background; None from assigners that say nothing of it.
     """
 
     indices: Int[Array, "*batch n"]
     values: Float[Array, "*batch n"]
+    scores: Float[Array, "*batch n"] | None = None
+
+
+class Sample(NamedTuple):
+    """Anchors that were drawn: those with a target first.
+
+    Attributes:
+        indices: `(*batch, total)` int32 into the anchors; -1 in empty slots.
+        valid: `(*batch, total)`, False in empty slots.
+    """
+
+    indices: Int[Array, "*batch total"]
+    valid: Bool[Array, "*batch total"]
 
 
 def match_anchors(
@@ -37,10 +55,12 @@ def match_anchors(
     targets: _checks.Boxes,
     *,
     where: _checks.Mask | None = None,
+    where_anchors: _checks.Mask | None = None,
     ignore: _checks.Mask | None = None,
     positive: float = 0.5,
     negative: float = 0.4,
     force_match: bool = True,
+    force_minimum: float | None = None,
     measure: Measure = iou,
     ignore_measure: Measure = iof,
     ignore_threshold: float = 0.5,
@@ -56,19 +76,22 @@ def match_anchors(
         anchors: `(*batch, n, 4)`, or as many coordinates as the measure takes.
         targets: `(*batch, m, 4)`, padded; leading axes broadcast.
         where: `(*batch, m)`, False for padding.
+        where_anchors: `(*batch, n)`, False for anchors to leave out; they become -2.
         ignore: `(*batch, m)`, True for targets that are neither to be found nor to be
             missed (crowd, difficult): anchors on them that are not assigned to a real
             target become -2.
         positive: lowest value of an assigned anchor.
         negative: lowest value of an anchor that is not background.
         force_match: whether every target claims its best anchors.
+        force_minimum: best value from which on a target does; None for any above the
+            measure's minimum.
         measure: any measure.
         ignore_measure: how far an anchor lies on an ignored target; the part of the
             anchor's area inside it by default, since crowd regions are large.
         ignore_threshold: from this value on an anchor counts as lying on it.
 
     Returns:
-        `Assignment(indices, values)`.
+        `Assignment(indices, values, None)`.
 
     At the edge:
         No target at all gives all background. A target whose best value is only the
@@ -109,10 +132,10 @@ def match_anchors(
             measure,
             anchors,
             targets,
-            None,
+            where_anchors,
             mask,
             names=("anchors", "targets"),
-            masks=("", "where"),
+            masks=("where_anchors", "where"),
         )
 
     # Checked against the targets' shape before the masks are combined.
@@ -123,6 +146,8 @@ def match_anchors(
             operands(ignore_measure, None), real.where2 & ignored, ignore_threshold
         )
         real.where2 = real.where2 & ~ignored
+    if force_minimum is not None:
+        real.measure = _above(real, force_minimum)
     best = match(real, ties=force_match)
     assigned = best.values1 >= positive
     if force_match:
@@ -132,7 +157,17 @@ def match_anchors(
     if ignore is not None:
         unassigned = jnp.where(on_ignored, -2, unassigned)
     indices = jnp.where(assigned, best.indices1, unassigned)
+    indices = jnp.where(real.where1, indices, -2)
     return Assignment(real.unbatch(indices), real.unbatch(best.values1))
+
+
+def _above(operands: Operands, least: float) -> Measure:
+    """The measure with a minimum such that what is above it is at least `least`."""
+    _checks.number("match_anchors", "force_minimum", least, default="None")
+    dtype = _checks.arithmetic_dtype(operands.boxes1, operands.boxes2)
+    below = np.nextafter(np.asarray(least, dtype), np.asarray(-np.inf, dtype))
+    minimum = max(float(below), operands.measure.minimum)
+    return dataclasses.replace(operands.measure, minimum=minimum)
 
 
 def _on_ignored(operands: Operands, ignored: Array, threshold: float) -> Array:
@@ -188,12 +223,7 @@ def take_targets(
     Reference:
         The gather after every assigner; torchvision clamps the indices and masks later.
     """
-    if not hasattr(assignment, "indices"):
-        raise TypeError(
-            f"jaxiou.take_targets: `assignment` is a {type(assignment).__name__}, "
-            "wanted an Assignment, as `jaxiou.match_anchors` returns it; of indices "
-            "alone make one with `jaxiou.Assignment(indices, values)`."
-        )
+    _check_assignment("take_targets", assignment)
     array = _measure.replicate(jnp.asarray(targets))
     indices = _measure.replicate(assignment.indices)
     lead = indices.ndim - 1
@@ -215,6 +245,78 @@ def take_targets(
     for _ in range(lead):
         gather = jax.vmap(gather)
     return jnp.where(rows >= 0, gather(array, indices), filling)
+
+
+def sample(assignment: Assignment, key: Array, *, positives: int, total: int) -> Sample:
+    """Draws anchors for a loss: some with a target, the rest from the background.
+
+    Every subset of `positives` anchors with a target is equally likely, all of them are
+    taken where there are fewer, and likewise of the background until there are `total`.
+
+    Args:
+        assignment: result of an assigner, indices `(*batch, n)`.
+        key: random key of `jax.random.key`.
+        positives: most anchors with a target.
+        total: slots in the result.
+
+    Returns:
+        `Sample(indices, valid)`: gather with them, as in `boxes[sampled.indices]`, and
+        leave out what is not valid.
+
+    At the edge:
+        Anchors that are neither, -2, are never drawn. Slots stay empty where there are
+        too few of both kinds; the background does not make up for what `positives`
+        leaves out beyond `total`.
+
+    Raises:
+        ValueError: where the numbers are not static integers with 0 <= positives <=
+            total.
+        TypeError: where the assignment is not one.
+
+    Example:
+        >>> import jax
+        >>> import jaxiou
+        >>> found = jaxiou.Assignment(jax.numpy.array([-1, 2, -2, 0]), None)
+        >>> drawn = jaxiou.sample(found, jax.random.key(0), positives=1, total=3)
+        >>> print(drawn.valid)
+        [ True  True False]
+
+    Reference:
+        S. Ren, K. He, R. Girshick, J. Sun, "Faster R-CNN", 2015, arXiv:1506.01497.
+        detectron2's `subsample_labels`, whose results have as many rows as are found.
+    """
+    _check_assignment("sample", assignment)
+    for name, value in (("positives", positives), ("total", total)):
+        if not isinstance(value, int | np.integer) or not 0 <= value <= total:
+            raise ValueError(
+                f"jaxiou.sample: `{name}` is {value!r}, wanted an integer, with "
+                f"0 <= positives <= total: they are {positives!r} and {total!r}."
+            )
+    indices = _measure.replicate(assignment.indices)
+    luck = jax.random.uniform(key, indices.shape)
+    kind = jnp.where(indices >= 0, 0, jnp.where(indices == -1, 1, 2))
+    place = jax.lax.broadcasted_iota(jnp.int32, indices.shape, indices.ndim - 1)
+    # Those with a target come first, then the background, each in random order.
+    order = jax.lax.sort((kind, luck, place), num_keys=2)[2]
+    some, others = (
+        (kind == k).sum(axis=-1, keepdims=True, dtype=jnp.int32) for k in (0, 1)
+    )
+    taken = jnp.minimum(some, positives)
+    slot = jnp.arange(total, dtype=jnp.int32).reshape(*(1,) * (kind.ndim - 1), total)
+    valid = slot < taken + jnp.minimum(others, total - taken)
+    source = jnp.where(slot < taken, slot, slot - taken + some)
+    padded = jnp.pad(order, [(0, 0)] * (kind.ndim - 1) + [(0, total)])
+    drawn = jnp.take_along_axis(padded, jnp.where(valid, source, 0), axis=-1)
+    return Sample(jnp.where(valid, drawn, -1), valid)
+
+
+def _check_assignment(function: str, assignment: Any) -> None:
+    if not hasattr(assignment, "indices"):
+        raise TypeError(
+            f"jaxiou.{function}: `assignment` is a {type(assignment).__name__}, "
+            "wanted an Assignment, as `jaxiou.match_anchors` returns it; of indices "
+            "alone make one with `jaxiou.Assignment(indices, values)`."
+        )
 
 
 def _fill(fill: Any, dtype: jnp.dtype, shape: tuple[int, ...]) -> Array:

@@ -1,18 +1,22 @@
-"""Fixed-size non-maximum suppression with any measure."""
+"""Fixed-size non-maximum suppression of boxes, or of whatever else was compared."""
 
-__all__ = ["Kept", "nms"]
+__all__ = ["Kept", "Overlaps", "nms"]
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from . import _checks, _measure
 from ._measure import Measure, Planes
 from .measures import iou
+
+Compare = Callable[[Planes, Planes], Array]
+"""A measure on planes that broadcast, whatever the planes are."""
 
 # Boxes decided at once, and kept boxes compared with them at once.
 _BLOCK = 128
@@ -31,8 +35,21 @@ class Kept(NamedTuple):
     valid: Bool[Array, "*batch k"]
 
 
+class Overlaps(NamedTuple):
+    """Given in place of boxes: how far each pair of anything overlaps.
+
+    For what has no measure on coordinates, such as masks:
+    `nms(Overlaps(pairwise_mask_iou(masks, masks)), scores, ...)`.
+
+    Attributes:
+        matrix: `(*batch, n, n)`, in the row of i what i, once kept, does to the others.
+    """
+
+    matrix: Float[Array, "*batch n n"]
+
+
 def nms(
-    boxes: _checks.Boxes,
+    boxes: _checks.Boxes | Overlaps,
     scores: _checks.ArrayLike,
     *,
     threshold: float,
@@ -49,7 +66,8 @@ def nms(
     input, in memory O(n + max_outputs), and it stops once `max_outputs` are kept.
 
     Args:
-        boxes: `(*batch, n, 4)`, or as many coordinates as the measure takes.
+        boxes: `(*batch, n, 4)`, or as many coordinates as the measure takes; or
+            `Overlaps(matrix)` of what was compared already, masks for example.
         scores: `(*batch, n)`.
         threshold: a box is suppressed where the measure is strictly above it.
         max_outputs: slots in the result; may exceed n.
@@ -68,7 +86,8 @@ def nms(
 
     Raises:
         ValueError: on shapes that do not fit each other, a `max_outputs` that is not a
-            static integer >= 0, or labels too large for their dtype.
+            static integer >= 0, labels too large for their dtype, or a `measure` beside
+            overlaps.
         TypeError: on a `measure` that is not one, masks that are not boolean, labels
             that are not integers.
 
@@ -84,111 +103,159 @@ def nms(
         Discriminatively Trained Part-Based Models", 2010, with torchvision's `nms`
         conventions; `labels` is its `batched_nms`.
     """
-    measure = _measure.as_measure("nms", measure)
-    array = _checks.as_boxes(
-        "nms", "boxes", boxes, coordinates=measure.coordinates, rank=2
-    )
-    shape = array.shape[:-1]
-    if not isinstance(max_outputs, int | np.integer) or max_outputs < 0:
-        raise ValueError(
-            f"jaxiou.nms: `max_outputs` is {max_outputs!r}, wanted an integer >= 0: "
-            "the number of slots is part of the result's shape, so it cannot be traced."
-        )
+    candidates = Candidates("nms", boxes, scores, max_outputs, labels, where, measure)
     limit = _checks.as_real("nms", "threshold", threshold)
-    score = _per_box("scores", _checks.as_real("nms", "scores", scores), shape)
-    # Integers are ranked as they are: in float32 those above 2^24 would tie.
-    if jnp.issubdtype(score.dtype, jnp.floating):
-        score = score.astype(_checks.arithmetic_dtype(score))
-    takes_part = ~jnp.isnan(score)
-    if where is not None:
-        takes_part &= _checks.as_mask("nms", "where", where, shape)
     if score_threshold is not None:
-        takes_part &= score > score_threshold
-    label = jnp.zeros(shape, jnp.int32)
-    if labels is not None:
-        label = _per_box("labels", _ids(labels), shape)
+        candidates.takes_part &= candidates.scores > score_threshold
 
-    # A loop under vmap goes on for every image until the last one is done. Without an
-    # accelerator to fill it is faster to take them one by one.
-    alone = jax.default_backend() == "cpu"
-
-    @(jax.custom_batching.sequential_vmap if alone else lambda function: function)
     def one(limit: Array, *per_box: Array) -> Array:
-        return _greedy(measure, limit, max_outputs, *per_box)
+        return _greedy(candidates, limit, *per_box)
 
-    batch = shape[:-1]
-    flat = [
-        _measure.replicate(jax.lax.stop_gradient(x)).reshape(
-            math.prod(batch), *x.shape[len(batch) :]
-        )
-        for x in (array, score, takes_part, label)
-    ]
-    # A batch of one skips vmap, under which every branch of a loop is executed.
-    if math.prod(batch) == 1:
-        indices = one(limit, *(x[0] for x in flat))
-    else:
-        indices = jax.vmap(one, in_axes=(None, 0, 0, 0, 0))(limit, *flat)
-    indices = indices.reshape(*batch, max_outputs)
+    indices = candidates.each(one, limit)
     return Kept(indices, indices >= 0)
 
 
-def _per_box(name: str, array: Array, shape: tuple[int, ...]) -> Array:
-    if array.shape != shape:
-        raise ValueError(
-            f"jaxiou.nms: `{name}` has shape {array.shape}, wanted {shape}, one entry "
-            "per box; for scores per class repeat the boxes and pass `labels`."
-        )
-    return array
+class Candidates:
+    """What may be suppressed: checked, and brought to one flat batch axis."""
 
-
-def _ids(labels: Any) -> Array:
-    """Labels as integers that fit their dtype: truncated ids would collide."""
-    label = _checks.as_real("nms", "labels", labels)
-    if not jnp.issubdtype(label.dtype, jnp.integer):
-        raise TypeError(
-            f"jaxiou.nms: `labels` has dtype {label.dtype}, wanted integer ids; "
-            "convert with `labels.astype(int)`."
-        )
-    if not isinstance(labels, jax.Array):
-        given, info = np.asarray(labels), jnp.iinfo(label.dtype)
-        if given.size and (given.min() < info.min or given.max() > info.max):
+    def __init__(
+        self,
+        function: str,
+        boxes: Any,
+        scores: Any,
+        max_outputs: Any,
+        labels: Any,
+        where: Any,
+        measure: Any,
+    ):
+        self.function = function
+        self.measure = _measure.as_measure(function, measure)
+        self.given = isinstance(boxes, Overlaps)
+        array = self._overlaps(boxes) if self.given else self._boxes(boxes)
+        shape = array.shape[:-1]
+        if not isinstance(max_outputs, int | np.integer) or max_outputs < 0:
             raise ValueError(
-                f"jaxiou.nms: `labels` reach from {given.min()} to {given.max()}, "
-                f"beyond {label.dtype}; number them anew with `np.unique(labels, "
-                "return_inverse=True)`, or enable 64-bit types."
+                f"jaxiou.{function}: `max_outputs` is {max_outputs!r}, wanted an "
+                "integer >= 0: the number of slots is part of the result's shape, so "
+                "it cannot be traced."
             )
-    return label
+        self.max_outputs = int(max_outputs)
+        score = self._per_box("scores", scores, shape)
+        # Integers are ranked as they are: in float32 those above 2^24 would tie.
+        if jnp.issubdtype(score.dtype, jnp.floating):
+            score = score.astype(_checks.arithmetic_dtype(score))
+        takes_part = ~jnp.isnan(score)
+        if where is not None:
+            takes_part &= _checks.as_mask(function, "where", where, shape)
+        label = jnp.zeros(shape, jnp.int32)
+        if labels is not None:
+            label = self._per_box("labels", self._ids(labels), shape)
+        self.batch = shape[:-1]
+        self.data, self.scores, self.takes_part, self.labels = (
+            _measure.replicate(jax.lax.stop_gradient(x)).reshape(
+                math.prod(self.batch), *x.shape[len(self.batch) :]
+            )
+            for x in (array, score, takes_part, label)
+        )
+
+    def _boxes(self, boxes: Any) -> Array:
+        return _checks.as_boxes(
+            self.function,
+            "boxes",
+            boxes,
+            coordinates=self.measure.coordinates,
+            rank=2,
+        )
+
+    def _overlaps(self, boxes: Overlaps) -> Array:
+        if self.measure != iou:
+            raise ValueError(
+                f"jaxiou.{self.function}: `measure` is {self.measure!r} beside "
+                "`Overlaps`, which are measured already; leave it out."
+            )
+        matrix = _checks.as_real(self.function, "boxes", boxes.matrix)
+        if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2]:
+            raise ValueError(
+                f"jaxiou.{self.function}: `boxes` is an `Overlaps` of shape "
+                f"{matrix.shape}, wanted (*batch, n, n), one row and column per item."
+            )
+        return matrix
+
+    def _per_box(self, name: str, value: Any, shape: tuple[int, ...]) -> Array:
+        array = _checks.as_real(self.function, name, value)
+        if array.shape != shape:
+            raise ValueError(
+                f"jaxiou.{self.function}: `{name}` has shape {array.shape}, wanted "
+                f"{shape}, one entry per box; for scores per class repeat the boxes "
+                "and pass `labels`."
+            )
+        return array
+
+    def _ids(self, labels: Any) -> Array:
+        """Labels as integers that fit their dtype: truncated ids would collide."""
+        label = _checks.as_real(self.function, "labels", labels)
+        if not jnp.issubdtype(label.dtype, jnp.integer):
+            raise TypeError(
+                f"jaxiou.{self.function}: `labels` has dtype {label.dtype}, wanted "
+                "integer ids; convert with `labels.astype(int)`."
+            )
+        if not isinstance(labels, jax.Array):
+            given, info = np.asarray(labels), jnp.iinfo(label.dtype)
+            if given.size and (given.min() < info.min or given.max() > info.max):
+                raise ValueError(
+                    f"jaxiou.{self.function}: `labels` reach from {given.min()} to "
+                    f"{given.max()}, beyond {label.dtype}; number them anew with "
+                    "`np.unique(labels, return_inverse=True)`, or enable 64-bit types."
+                )
+        return label
+
+    def comparison(self, data: Array, rows: Array) -> tuple[Planes, Compare]:
+        """Those rows of one image as planes, and the function that compares planes."""
+        dtype = _checks.arithmetic_dtype(data)
+        if not self.given:
+            return _measure.split(data[rows], dtype), self.measure.planes
+
+        def look_up(a: Planes, b: Planes) -> Array:
+            found = data.at[a[0], b[0]].get(mode="promise_in_bounds")
+            return found.astype(dtype)
+
+        return (rows,), look_up
+
+    def each(self, one: Callable[..., Any], shared: Any) -> Any:
+        """`one(shared, data, scores, takes_part, labels)` for each image."""
+        arrays = self.data, self.scores, self.takes_part, self.labels
+        result = _measure.each_image(one, shared, arrays)
+        return jax.tree.map(lambda x: x.reshape(*self.batch, self.max_outputs), result)
 
 
 def _greedy(
-    measure: Measure,
+    candidates: Candidates,
     threshold: Array,
-    max_outputs: int,
-    boxes: Array,
+    data: Array,
     score: Array,
     takes_part: Array,
     label: Array,
 ) -> Array:
     """The pull form: blocks in score order, compared with the boxes kept so far."""
-    n = boxes.shape[0]
+    n, max_outputs = score.shape[0], candidates.max_outputs
     if n == 0 or max_outputs == 0:
         return jnp.full((max_outputs,), -1, jnp.int32)
     size = min(_BLOCK, n)
     blocks = -(-n // size)
-    order = _by_score(score, takes_part)
+    order = by_score(score, takes_part)
     padded = jnp.pad(order, (0, blocks * size - n))
-    planes = _measure.split(boxes[padded], _checks.arithmetic_dtype(boxes))
+    planes, compare = candidates.comparison(data, padded)
     labels = label[padded]
     # int32 like the indices: a sum of booleans follows the x64 flag.
     count = jnp.sum(takes_part, dtype=jnp.int32)
     slots = -(-max_outputs // _CHUNK) * _CHUNK
-    inputs = (threshold, boxes, score, takes_part, label)
+    inputs = (threshold, data, score, takes_part, label)
 
     def above(first: tuple[Planes, Array], second: tuple[Planes, Array]) -> Array:
         rows = tuple(p[:, None] for p in first[0])
         columns = tuple(p[None, :] for p in second[0])
         same = first[1][:, None] == second[1][None, :]
-        return (measure.planes(rows, columns) > threshold) & same
+        return (compare(rows, columns) > threshold) & same
 
     def step(state: Any) -> Any:
         index, kept_count, kept, kept_order = state
@@ -236,7 +303,7 @@ def _greedy(
     return jnp.where(filled, kept_order[:max_outputs], -1)
 
 
-def _by_score(score: Array, takes_part: Array) -> Array:
+def by_score(score: Array, takes_part: Array) -> Array:
     """Indices by falling score, lower index first at ties, the left out last."""
     index = jnp.arange(score.shape[0], dtype=jnp.int32)
     # -x of the least integer is itself; ~x is -x - 1.

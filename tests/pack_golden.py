@@ -179,11 +179,46 @@ def suite(content):
     return {"cases": kept}
 
 
+def suppressed(content):
+    """All cases; of the groups of `nms_match` the boxes that are kept, the first."""
+    for case in content["cases"]:
+        if "groups" in case:
+            case["keep"] = [group[0] for group in case.pop("groups")]
+    return {"cases": content["cases"]}
+
+
+def matrix_nms(content):
+    """Masks of 0 and 1 as numbers."""
+    for case in content["cases"]:
+        rows = case.pop("masks_rows")
+        case["masks"] = [[[*map(int, row)] for row in mask] for mask in rows]
+    return {"cases": content["cases"]}
+
+
+def assigners(content):
+    """Assigners but those of `DynamicSoftLabel`, and the inputs without their names."""
+    kept = [c for c in content["cases"] if not c["id"].startswith("DynamicSoft")]
+    return {"inputs": content["inputs"], "cases": kept}
+
+
+def task_aligned(content):
+    """Who got which target and the soft scores; boxes follow from the former."""
+    left_out = ("target_bboxes_fg", "target_labels")
+    cases = [
+        {k: v for k, v in c.items() if k not in left_out} for c in content["cases"]
+    ]
+    return {"inputs": content["inputs"], "cases": cases}
+
+
 SOURCES = {
     "exact_axis_aligned": everything,
     "torchvision_pairwise": everything,
     "torchvision_losses": everything,
     "torchvision_nms": everything,
+    "nms_extra": suppressed,
+    "mmdet_matrix_nms": matrix_nms,
+    "mmdet_assigners": assigners,
+    "ultralytics_tal": task_aligned,
     "torchvision_misc": axis_aligned_misc,
     "mmdet_overlaps": everything,
     "mmdet_losses": everything,

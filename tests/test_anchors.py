@@ -406,6 +406,10 @@ class TestEveryCoder:
             with pytest.raises(TypeError, match="`weights` is traced"):
                 jax.jit(lambda w: coder(BOX, ANCHOR, weights=w))(weights)
 
-    def test_bad_bound(self):
-        with pytest.raises(ValueError, match="`max_log_scale` is NaN"):
-            decode(BOX, ANCHOR, max_log_scale=math.nan)
+    @pytest.mark.parametrize(
+        "bounds",
+        [{"max_log_scale": math.nan}, {"min_log_scale": 9.0}, {"max_shift": -1.0}],
+    )
+    def test_bad_bound(self, bounds):
+        with pytest.raises(ValueError, match=r"decode: `min_log_scale` is .*, wanted"):
+            decode(BOX, ANCHOR, **bounds)

@@ -43,6 +43,7 @@ ORDER = [
     "_turned",
     "boxes",
     "anchors",
+    "coders",
     "measures",
     "variants",
     "combinators",
@@ -56,7 +57,12 @@ ORDER = [
     "kernels",
     "matrix",
     "matching",
+    "_points",
+    "_top",
+    "assigners",
+    "one_to_one",
     "suppression",
+    "rescoring",
     "metrics",
 ]
 

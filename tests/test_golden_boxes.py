@@ -68,23 +68,20 @@ DELTAS = [c for c in cases("mmdet_coders", "DeltaXYWH") if "multiclass" not in c
 
 @pytest.mark.parametrize("case", DELTAS, ids=ids)
 def test_mmdet_coder(case, x64):
-    """Means and stds, limits on both sides and the image border are theirs to add."""
+    """Means, stds and the image border are theirs to add."""
     inputs, options = load("mmdet_coders")["inputs"]["boxes"], case["kwargs"]
     priors, deltas = inputs["priors"], inputs["deltas"]
     means, stds = options["target_means"][None], options["target_stds"][None]
     limit = -np.log(options["wh_ratio_clip"])
-    sides = np.tile(priors[:, 2:] - priors[:, :2], 2)
-    is_shift = np.array([[True, True, False, False]])
+    # The shift is limited, in pixels, or the logarithm from below.
+    if options["add_ctr_clamp"]:
+        bounds = {"max_shift": float(options["ctr_clamp"])}
+    else:
+        bounds = {"min_log_scale": -limit}
 
     def decode(deltas):
         deltas = deltas * stds + means
-        if options["add_ctr_clamp"]:
-            # Here the shift is limited, in pixels, and the logarithm from above alone.
-            pixels = options["ctr_clamp"] / sides
-            deltas = jnp.where(is_shift, jnp.clip(deltas, -pixels, pixels), deltas)
-        else:
-            deltas = jnp.where(is_shift, deltas, jnp.maximum(deltas, -limit))
-        boxes = jaxiou.decode(deltas, priors, max_log_scale=limit)
+        boxes = jaxiou.decode(deltas, priors, max_log_scale=limit, **bounds)
         if options["clip_border"] and options["max_shape_hw"] is not None:
             boxes = jaxiou.clip(boxes, *options["max_shape_hw"])
         return boxes
@@ -105,9 +102,9 @@ def test_mmdet_coder_with_a_class_axis(x64):
     case = load("mmdet_coders")["cases"]["DeltaXYWH/multiclass_Nx8"]
     priors = load("mmdet_coders")["inputs"]["boxes"]["priors"]
     limit = -np.log(case["kwargs"]["wh_ratio_clip"])
-    deltas = case["deltas"].reshape(-1, 2, 4).copy()
-    deltas[..., 2:] = np.maximum(deltas[..., 2:], -limit)
-    decoded = jaxiou.decode(deltas, priors[:, None], max_log_scale=limit)
+    deltas = case["deltas"].reshape(-1, 2, 4)
+    bounds = {"max_log_scale": limit, "min_log_scale": -limit}
+    decoded = jaxiou.decode(deltas, priors[:, None], **bounds)
     close(decoded.reshape(-1, 8), case["decode"])
 
 
@@ -146,7 +143,7 @@ def test_detectron2_distances():
 def test_torchvision_matcher(case, x64):
     options = case["kwargs"]
     assert (case["match_quality_matrix"].max(1) > 0).all()
-    indices, values = jaxiou.match_anchors(
+    indices, values, _ = jaxiou.match_anchors(
         case["anchors"],
         case["gt_boxes"],
         positive=options["high_threshold"],
@@ -165,7 +162,7 @@ def test_detectron2_matcher(case):
     options = case["kwargs"]
     negative, positive = options["thresholds"][0], options["thresholds"][-1]
     assert (case["match_quality_matrix"].max(1) > 0).all()
-    indices, values = jaxiou.match_anchors(
+    indices, values, _ = jaxiou.match_anchors(
         case["anchors"].astype("f4"),
         case["gt_boxes"].astype("f4"),
         positive=float(positive),
@@ -185,7 +182,7 @@ def test_detectron2_matcher(case):
 def test_detectron2_matcher_without_targets():
     case = load("detectron2_match")["cases"]["Matcher/no_gt"]
     anchors = np.array([[0, 0, i + 2, i + 1] for i in range(len(case["matches"]))])
-    indices, _ = jaxiou.match_anchors(anchors, np.zeros((0, 4)), force_match=False)
+    indices, *_ = jaxiou.match_anchors(anchors, np.zeros((0, 4)), force_match=False)
     assert (case["match_labels"] == 0).all()
     np.testing.assert_array_equal(indices, -1)
 

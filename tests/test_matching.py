@@ -1,5 +1,7 @@
 """Anchor matching against a loop, and its edges."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -252,3 +254,70 @@ def test_thresholds_in_the_wrong_order_are_refused_whatever_their_type(number):
     boxes = np.zeros((2, 4), np.float32)
     with pytest.raises(ValueError, match=r"`negative` is .*, above `positive`"):
         jaxiou.match_anchors(boxes, boxes, positive=number(0.3), negative=number(0.4))
+
+
+def test_a_target_below_its_minimum_claims_no_anchor():
+    anchors = np.array([[0, 0, 10, 10], [20, 0, 30, 10]], np.float32)
+    # IoU exactly 1/4 and 1/8.
+    targets = np.array([[0, 0, 5, 5], [20, 0, 25, 2.5]], np.float32)
+
+    def match(minimum):
+        found = jaxiou.match_anchors(anchors, targets, force_minimum=minimum)
+        return found.indices.tolist()
+
+    assert match(None) == [0, 1]
+    assert match(0.25) == [0, -1]  # A target at the minimum itself does.
+    assert match(np.nextafter(np.float32(0.25), np.float32(1)).item()) == [-1, -1]
+
+
+def test_anchors_left_out_are_neither_and_claimed_by_nobody():
+    rng = np.random.default_rng(6)
+    anchors, targets = boxes_of(rng, 30), boxes_of(rng, 4)
+    where = np.arange(30) % 3 != 0
+    found = jaxiou.match_anchors(anchors, targets, where_anchors=where)
+    left = jaxiou.match_anchors(anchors[where], targets)
+    np.testing.assert_array_equal(found.indices[where], left.indices)
+    assert (found.indices[~where] == -2).all()
+
+
+@functools.partial(jax.jit, static_argnames=("positives", "total"))
+def drawn(indices, key, positives=3, total=8):
+    found = jaxiou.Assignment(indices, None)
+    return jaxiou.sample(found, key, positives=positives, total=total)
+
+
+@pytest.mark.parametrize(
+    "some,others,wanted",
+    [(5, 9, (3, 5)), (2, 9, (2, 6)), (0, 20, (0, 8)), (9, 2, (3, 2)), (0, 0, (0, 0))],
+)
+def test_samples_have_as_many_of_each_kind_as_there_are(some, others, wanted):
+    rng = np.random.default_rng(some)
+    indices = np.r_[
+        np.arange(some), np.full(others, -1), np.full(20 - some - others, -2)
+    ]
+    indices = rng.permutation(indices).astype(np.int32)
+    result = drawn(indices, jax.random.key(others))
+    found = np.asarray(result.indices)[np.asarray(result.valid)]
+    assert len(set(found)) == len(found) == sum(wanted)
+    assert (indices[found[: wanted[0]]] >= 0).all()
+    assert (indices[found[wanted[0] :]] == -1).all()
+    np.testing.assert_array_equal(result.indices[sum(wanted) :], -1)
+
+
+def test_samples_are_uniform_also_in_a_batch():
+    indices = np.broadcast_to(np.r_[np.arange(6), np.full(14, -1)], (4000, 20))
+    result = drawn(indices.astype(np.int32), jax.random.key(1))
+    assert result.valid.all()
+    counts = np.bincount(np.asarray(result.indices).ravel(), minlength=20) / 4000
+    # Each of six is among three in one half of all draws, five standard deviations.
+    np.testing.assert_allclose(counts[:6], 3 / 6, atol=0.04)
+    np.testing.assert_allclose(counts[6:], 5 / 14, atol=0.04)
+
+
+def test_sample_errors_name_the_argument():
+    found = jaxiou.Assignment(jnp.zeros(3, int), None)
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match="sample: `positives` is 5, wanted an integer"):
+        jaxiou.sample(found, key, positives=5, total=4)
+    with pytest.raises(TypeError, match="sample: `assignment` is a ArrayImpl, wanted"):
+        jaxiou.sample(found.indices, key, positives=2, total=4)
