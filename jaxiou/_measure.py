@@ -395,6 +395,8 @@ def each_image(one: Callable[..., Any], shared: Any, arrays: Sequence[Array]) ->
 def aligned(measure: Measure, boxes1: Array, boxes2: Array) -> Array:
     """One value per pair in the arithmetic dtype; the only caller of `custom_vjp`."""
     boxes1, boxes2 = promote(boxes1, boxes2)
+    # Inside of `shard_map` the gradient of what devices share is a sum over them.
+    boxes1, boxes2 = varying((boxes1, boxes2), (boxes1, boxes2))
     if measure.forward:
         return _evaluate(measure, boxes1, boxes2)
     return _aligned(measure, boxes1, boxes2)

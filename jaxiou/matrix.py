@@ -4,7 +4,6 @@ __all__ = ["BestMatch", "best_match", "pairwise"]
 
 import functools
 import math
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from . import _checks, _measure, kernels
 from ._measure import Measure
+from .kernels import Choice
 from .kernels.xla import Matches
 from .measures import iou
 
@@ -54,7 +54,9 @@ def pairwise(
         measure: any measure.
         where1: `(*batch, n)`, False for boxes to leave out.
         where2: `(*batch, m)`, likewise.
-        implementation: None for the fastest that runs here, or "xla".
+        implementation: None for the fastest that runs wherever the program does, or
+            "xla", "mosaic_gpu" (Hopper and newer), "mosaic_tpu"; a kernel takes float32
+            arithmetic, and one device or the inside of `jax.shard_map`.
 
     Returns:
         `(*batch, n, m)` in the boxes' floating dtype (float32 for integers); exactly 0,
@@ -68,6 +70,7 @@ def pairwise(
         ValueError: on shapes that are not boxes, leading axes that do not broadcast, or
             an unknown implementation.
         TypeError: on a `measure` that is not one, or a mask that is not boolean.
+        NotImplementedError: where a named implementation cannot serve the call.
 
     Example:
         >>> import jaxiou
@@ -88,6 +91,8 @@ def pairwise(
     operands.boxes2 = _measure.replicate(operands.boxes2, keep=1)
     operands.where2 = _measure.replicate(operands.where2, keep=1)
     array2 = _measure.select(operands.where2, operands.boxes2)
+    # Inside of `shard_map` the gradient of what devices share is a sum over them.
+    array1, array2 = _measure.varying((array1, array2), (array1, array2))
     dense = _dense if measure.forward else _pairwise
     values = dense(measure, kernel, array1, array2)
     if where1 is not None or where2 is not None:
@@ -116,7 +121,9 @@ def best_match(
         measure: any measure.
         where1: `(*batch, n)`, False for boxes that match nothing.
         where2: `(*batch, m)`, likewise.
-        implementation: None for the fastest that runs here, or "xla".
+        implementation: None for the fastest that runs wherever the program does, or
+            "xla", "mosaic_gpu" (Hopper and newer), "mosaic_tpu"; a kernel takes float32
+            arithmetic, and one device or the inside of `jax.shard_map`.
 
     Returns:
         `BestMatch(values1, indices1, values2, indices2)`, values in the arithmetic
@@ -131,6 +138,7 @@ def best_match(
         ValueError: on shapes that are not boxes, leading axes that do not broadcast, or
             an unknown implementation.
         TypeError: on a `measure` that is not one, or a mask that is not boolean.
+        NotImplementedError: where a named implementation cannot serve the call.
 
     Example:
         >>> import jaxiou
@@ -226,7 +234,7 @@ def match(
     )
 
 
-def _dense(measure: Measure, kernel: ModuleType, boxes1: Array, boxes2: Array) -> Array:
+def _dense(measure: Measure, kernel: Choice, boxes1: Array, boxes2: Array) -> Array:
     dtype = _checks.arithmetic_dtype(boxes1, boxes2)
     return kernel.pairwise(
         measure, _measure.split(boxes1, dtype), _measure.split(boxes2, dtype)
@@ -234,27 +242,25 @@ def _dense(measure: Measure, kernel: ModuleType, boxes1: Array, boxes2: Array) -
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _pairwise(
-    measure: Measure, kernel: ModuleType, boxes1: Array, boxes2: Array
-) -> Array:
+def _pairwise(measure: Measure, kernel: Choice, boxes1: Array, boxes2: Array) -> Array:
     return _dense(measure, kernel, boxes1, boxes2)
 
 
 def _pairwise_fwd(
-    measure: Measure, kernel: ModuleType, boxes1: Array, boxes2: Array
+    measure: Measure, kernel: Choice, boxes1: Array, boxes2: Array
 ) -> tuple[Array, tuple[Array, Array]]:
     return _pairwise(measure, kernel, boxes1, boxes2), (boxes1, boxes2)
 
 
 def _pairwise_bwd(
     measure: Measure,
-    kernel: ModuleType,
+    kernel: Choice,
     residuals: tuple[Array, Array],
     cotangent: Array,
 ) -> tuple[Array, ...]:
     dtype = _checks.arithmetic_dtype(*residuals)
-    planes = [_measure.split(boxes, dtype) for boxes in residuals]
-    gradients = kernel.pairwise_vjp(measure, *planes, cotangent)
+    planes1, planes2 = (_measure.split(boxes, dtype) for boxes in residuals)
+    gradients = kernel.pairwise_vjp(measure, planes1, planes2, cotangent)
     return tuple(
         _measure.join(g, boxes) for g, boxes in zip(gradients, residuals, strict=True)
     )
