@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from . import _checks, _numerics
+from . import _checks, _measure, _numerics
 
 Axis: TypeAlias = int | Sequence[int] | None
 
@@ -327,8 +327,8 @@ def _lovasz(
     pixels = math.prod(errors.shape[k] for k in axes)
 
     def rows(x: Array) -> Array:
-        last = range(x.ndim - len(axes), x.ndim)
-        return jnp.moveaxis(x, axes, tuple(last)).reshape(*batch, pixels)
+        x = jnp.moveaxis(x, axes, tuple(range(len(batch), x.ndim)))
+        return _measure.replicate(x, keep=len(batch)).reshape(*batch, pixels)
 
     errors, labels = rows(errors), rows(labels)
     counts = ~(errors <= 0)  # NaN counts
