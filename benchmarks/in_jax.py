@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 import jaxiou
 
-from . import plain
+from . import plain, plain_masks
 from .timing import Call, Skip
 
 THRESHOLD = 0.5  # of suppression
@@ -55,6 +55,10 @@ def ours(job, inputs):
         case "losses", name:
             loss = getattr(jaxiou, f"{name}_loss")
             return compiled(value_and_gradient(loss), *inputs)
+        case "masks", name:
+            name = "lovasz_softmax" if name == "lovasz" else f"{name}_loss"
+            loss = functools.partial(getattr(jaxiou, name), axis=1)
+            return compiled(value_and_gradient(loss), *inputs)
         case "nms", _:
             nms = functools.partial(jaxiou.nms, threshold=THRESHOLD, max_outputs=job.n)
             return compiled(lambda *x: nms(*x).indices, *inputs)
@@ -78,6 +82,8 @@ def naive(job, inputs):
             formula, stop = getattr(plain, name), jax.lax.stop_gradient
             loss = lambda a, b: 1 - formula(jnp, a.T, b.T, stop)  # noqa: E731
             return compiled(value_and_gradient(loss), *inputs)
+        case "masks", name:
+            return compiled(value_and_gradient(getattr(plain_masks, name)), *inputs)
         case "nms", _:
             return compiled(_greedy, *inputs)
     raise Skip
@@ -88,8 +94,8 @@ def limit(job, inputs):
     match job.family, job.case:
         case "pairwise", "forward":
             return compiled(lambda x: jnp.full((job.n, job.m), x), jnp.float32(0.5))
-        case "losses", _:
-            return compiled(jnp.add, *inputs)  # reads two boxes, writes one
+        case "losses" | "masks", _:
+            return compiled(jnp.add, *inputs)  # reads two, writes one
         case "pairwise" | "match", _:
             size, boxes = 1 << 18, 32
             a, b = jnp.ones((4, size)), jnp.full((boxes, 4), 0.5)

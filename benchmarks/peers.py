@@ -4,12 +4,13 @@ What a library takes at its best (xywh in float64, tensors on the GPU) is prepar
 beforehand and not timed.
 """
 
+import functools
 import importlib.metadata
 
 import jax
 import numpy as np
 
-from . import plain
+from . import plain, plain_masks
 from .in_jax import THRESHOLD, refuse_large
 from .timing import Call, Skip
 
@@ -138,8 +139,26 @@ def with_torchvision(job, inputs):
     raise Skip
 
 
+def with_masks(library, job, inputs):
+    """A library's published formula for masks, in torch; it need not be installed."""
+    formula = getattr(plain_masks, f"{library}_{job.case}", None)
+    if job.family != "masks" or formula is None:
+        raise Skip
+    torch, tensors, timed = to_torch([x.swapaxes(1, 2).copy() for x in inputs])
+    total = lambda p, t: formula(torch, p, t).sum()  # noqa: E731
+    call = timed(lambda: autograd(torch, total, *tensors))
+    return call._replace(read=pixels_first)
+
+
+def pixels_first(result):
+    value, gradient = result
+    return value, gradient.swapaxes(1, 2)
+
+
 def with_compile(job, inputs):
     """The whole workload as one graph of the clean formula."""
+    if job.family == "masks":
+        return compiled_masks(job, inputs)
     torch, tensors, timed = to_torch(inputs)
     torch._dynamo.reset()
     matrix = lambda a, b: plain.matrix(torch, a, b)  # noqa: E731
@@ -167,6 +186,17 @@ def with_compile(job, inputs):
             raise Skip
     whole = torch.compile(whole, dynamic=False)
     return timed(lambda: whole(*tensors))
+
+
+def compiled_masks(job, inputs):
+    """The formula of the library that has the fewest passes, as one graph."""
+    library = "kornia" if job.case == "lovasz" else "monai"
+    formula = getattr(plain_masks, f"{library}_{job.case}")
+    torch, tensors, timed = to_torch([x.swapaxes(1, 2).copy() for x in inputs])
+    torch._dynamo.reset()
+    whole = torch.func.grad_and_value(lambda p, t: formula(torch, p, t).sum())
+    whole = torch.compile(whole, dynamic=False)
+    return timed(lambda: whole(*tensors)[::-1])._replace(read=pixels_first)
 
 
 def with_powerboxes(job, inputs, nms="nms"):
@@ -228,6 +258,10 @@ def with_pykeops(job, inputs):
 PEERS = {
     "torchvision": ("torchvision", with_torchvision),
     "torch.compile": ("torch", with_compile),
+    **{
+        f"{library} (formula)": ("torch", functools.partial(with_masks, library))
+        for library in ("monai", "smp", "kornia")
+    },
     "powerboxes": ("powerboxes", with_powerboxes),
     "powerboxes r-tree": ("powerboxes", with_rtree),
     "pycocotools": ("pycocotools", with_pycocotools),

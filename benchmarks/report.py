@@ -191,7 +191,7 @@ def plot(results, path):
     for panel, kind in zip(panels[0], kinds, strict=True):
         points, write, arithmetic = {}, 0.0, 0.0
         for row in results["rows"]:
-            if row["regime"] != kind or "ms" not in row or row["family"] == "nms":
+            if row["regime"] != kind or "ms" not in row or row["family"] not in markers:
                 continue
             rate = row["pairs"] / (statistics.median(row["ms"]) / 1e3)
             if row["implementation"] != "limit":

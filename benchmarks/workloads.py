@@ -13,15 +13,16 @@ WORKLOADS = {
     "crowded": (8_400, 4_967),
     "lopsided": (1_000_000, 2_000),
 }
-FAMILIES = ("pairwise", "match", "losses", "nms", "memory")
+FAMILIES = ("pairwise", "match", "losses", "masks", "nms", "memory")
 MATRICES = ("coco", "dense", "long", "square", "crowded")
+MASK_LOSSES = ("jaccard", "dice", "lovasz")
 # Of an IoU: 2 max, 2 min, 2 differences, 2 clamps, 1 product, 2 for the union, 1 ratio.
 OPERATIONS = 12
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One measurement: `images` times `n` boxes against `m`."""
+    """One measurement: `images` times `n` boxes against `m`, or pixels × classes."""
 
     family: str
     case: str
@@ -40,6 +41,8 @@ class Job:
         boxes = 16 * self.images * (self.n + self.m)
         if self.family == "losses":
             return 48 * self.n
+        if self.family == "masks":
+            return 12 * self.pairs
         if self.family == "pairwise":
             return 4 * self.pairs + (2 if self.case == "vjp" else 1) * boxes
         return boxes + boxes // 2
@@ -57,6 +60,8 @@ class Job:
                 sides = np.tile(targets[:, 2:] - targets[:, :2], 2)
                 shift = rng.uniform(-0.2, 0.2, targets.shape).astype(np.float32)
                 return targets + shift * sides, targets
+            case "masks":
+                return masks(rng, self.images, self.n, self.m)
             case "nms":
                 return candidates(rng, self.case, self.n)
         return boxes(rng, *lead, self.n), boxes(rng, *lead, self.m)
@@ -73,6 +78,8 @@ def jobs(only=FAMILIES, *, tiny=False):
         Job("match", "best_match", "lopsided", *WORKLOADS["lopsided"]),
         *(Job("match", "match_anchors", w, *WORKLOADS[w]) for w in ("coco", "dense")),
         *(Job("losses", name, "1M pairs", 1_000_000) for name in loss_names),
+        *(Job("masks", name, f"{images} × 512² × {m}", 512**2, m, images)
+          for name in MASK_LOSSES for images, m in ((8, 1), (2, 19))),
         *(Job("nms", c, f"{n:,}", n) for c in ("random", "clusters")
           for n in (4_096, 16_384)),
         Job("memory", "best_match", "1M × 5k", 1_000_000, 5_000),
@@ -96,6 +103,15 @@ def boxes(rng, *shape, extent=640.0, smallest=8.0, largest=256.0):
     centres = rng.uniform(0, extent, (*shape, 2))
     halves = np.exp(rng.uniform(*np.log([smallest, largest]), (*shape, 2))) / 2
     return np.concatenate([centres - halves, centres + halves], -1).astype(np.float32)
+
+
+def masks(rng, images, pixels, classes):
+    """Probabilities `(images, pixels, classes)`, mostly right, and labels."""
+    drawn = rng.integers(0, max(classes, 2), (images, pixels, 1))
+    targets = (drawn == np.arange(1, classes + 1) % max(classes, 2)).astype(np.float32)
+    logits = rng.standard_normal(targets.shape, np.float32) + 4 * targets
+    odds = np.exp(logits - 2 * (classes == 1))
+    return odds / (odds.sum(-1, keepdims=True) + (classes == 1)), targets
 
 
 def candidates(rng, case, n):

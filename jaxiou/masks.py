@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from . import _checks, _numerics
+from . import _checks, _measure, _numerics
 
 Axis: TypeAlias = int | Sequence[int] | None
 
@@ -285,8 +285,8 @@ def lovasz_softmax(
         where: bool, broadcasts to the shape of the masks; False leaves pixels out.
 
     Returns:
-        The shape of the masks without `axis`, in [0, 1]; in the floating dtype of the
-        predictions, computed in float32 at least.
+        The shape of the masks without `axis`, in [0, 1] up to the rounding of the sum;
+        in the floating dtype of the predictions, computed in float32 at least.
 
     At the edge:
         Without a target only the largest error counts. Without any pixel left it is 0.
@@ -327,16 +327,16 @@ def _lovasz(
     pixels = math.prod(errors.shape[k] for k in axes)
 
     def rows(x: Array) -> Array:
-        last = range(x.ndim - len(axes), x.ndim)
-        return jnp.moveaxis(x, axes, tuple(last)).reshape(*batch, pixels)
+        x = jnp.moveaxis(x, axes, tuple(range(len(batch), x.ndim)))
+        return _measure.replicate(x, keep=len(batch)).reshape(*batch, pixels)
 
     errors, labels = rows(errors), rows(labels)
     counts = ~(errors <= 0)  # NaN counts
     if where is not None:
         counts &= rows(where)
     # What does not count goes wrong last, and adds nothing there.
-    order = jnp.argsort(jnp.where(counts, errors, -jnp.inf), axis=-1, descending=True)
-    back = jnp.argsort(order, axis=-1)
+    keys = jax.lax.stop_gradient(jnp.where(counts, errors, -jnp.inf))
+    order = jnp.argsort(keys, axis=-1, descending=True)
     wrong = jnp.take_along_axis(labels, order, -1)
     total = labels.sum(-1, keepdims=True, dtype=jnp.int32)
     left = (total - jnp.cumsum(wrong, -1, dtype=jnp.int32)).astype(errors.dtype)
@@ -345,8 +345,10 @@ def _lovasz(
     # keeps its digits; without any target the first one makes all of the loss.
     vain = jnp.where(union == 1, 1, left / (union * jnp.maximum(union - 1, 1)))
     weights = jnp.where(wrong, 1 / jnp.maximum(union, 1), vain)
-    weights = jax.lax.stop_gradient(jnp.take_along_axis(weights, back, -1))
-    return jnp.sum(jnp.where(counts, errors * weights, 0), axis=-1)
+    # The weights go back to their pixels as the transpose of this: a second sort, for
+    # the inverse order, would take as long as the first.
+    errors = jnp.take_along_axis(jnp.where(counts, errors, 0), order, -1)
+    return jnp.sum(errors * jax.lax.stop_gradient(weights), axis=-1)
 
 
 def operands(

@@ -54,7 +54,7 @@ def test_digits_keep_their_size_number_and_visibility():
     crowded = 0
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        image, boxes, labels, shown = digits.compose(rng, choices)
+        image, boxes, labels, shown, _ = digits.compose(rng, choices)
         assert image.shape == (96, 96, 3) and image.dtype == np.uint8
         assert 1 <= len(boxes) == len(labels) <= 8
         sides = boxes[:, 2:] - boxes[:, :2]

@@ -80,20 +80,34 @@ def flip(image, boxes):
     return image[:, ::-1], np.stack([width - x2, y1, width - x1, y2], -1)
 
 
+def move(image, scale, shift, how=Image.Resampling.BILINEAR, fill=0):
+    """Maps every point `p` of an image to `scale * p + shift`."""
+    (height, width), (dx, dy) = image.shape[:2], shift
+    inverse = (1 / scale, 0, -dx / scale, 0, 1 / scale, -dy / scale)
+    kind = Image.Transform.AFFINE
+    moved = Image.fromarray(image).transform(
+        (width, height), kind, inverse, how, fillcolor=fill
+    )
+    return np.asarray(moved)
+
+
+def draw_zoom(rng, size):
+    """A random scale and shift of an image of this height and width."""
+    scale = np.exp(rng.uniform(*np.log(SCALES)))
+    return scale, rng.uniform(0, 1, 2) * (1 - scale) * np.array(size[::-1])
+
+
 def zoom(image, boxes, scale, shift):
     """Maps every point `p` of an image and its boxes to `scale * p + shift`.
 
     Returns the image, the boxes clipped to it, and the share of each that stayed.
     """
     (height, width), (dx, dy) = image.shape[:2], shift
-    inverse = (1 / scale, 0, -dx / scale, 0, 1 / scale, -dy / scale)
-    moved = Image.fromarray(image).transform(
-        (width, height), Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR
-    )
+    moved = move(image, scale, shift)
     boxes = scale * boxes + np.array([dx, dy, dx, dy], np.float32)
     inside = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
     sides, kept = boxes[:, 2:] - boxes[:, :2], inside[:, 2:] - inside[:, :2]
-    return np.asarray(moved), inside, (kept / sides).prod(1)
+    return moved, inside, (kept / sides).prod(1)
 
 
 def relight(image, rng):
@@ -106,12 +120,9 @@ def relight(image, rng):
 
 def vary(image, boxes, ignore, rng, *, flips):
     """A random variation of an image; boxes of which little is left become ignored."""
-    size = np.array(image.shape[1::-1])
     if flips and rng.random() < 0.5:
         image, boxes = flip(image, boxes)
-    scale = np.exp(rng.uniform(*np.log(SCALES)))
-    shift = rng.uniform(0, 1, 2) * (1 - scale) * size
-    image, boxes, share = zoom(image, boxes, scale, shift)
+    image, boxes, share = zoom(image, boxes, *draw_zoom(rng, image.shape[:2]))
     return relight(image, rng), boxes, ignore | (share < MOST_VISIBLE)
 
 

@@ -8,6 +8,7 @@ validation and test images are composed from different handwritten samples.
 import functools
 
 import numpy as np
+from faster_coco_eval.core.mask import encode
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -69,15 +70,16 @@ def _visible(owner, counts):
     return (shown >= (1 - MOST_COVERED) * np.array(counts)).all()
 
 
-def compose(rng, choices):
+def compose(rng, choices, background=_texture):
     """Composes one image from the samples whose indices are `choices`.
 
-    Returns the image, the boxes and labels of the digits in the order they were
-    pasted, and the share of each digit's ink that stayed visible. Coverage is limited
-    twice, as a share of a digit's box under later boxes and of its ink under later ink.
+    Returns the image, the boxes and labels of the digits in the order they were pasted,
+    the share of each digit's ink that stayed visible, and whose ink each pixel shows,
+    -1 for nobody's. Coverage is limited twice, as a share of a digit's box under later
+    boxes and of its ink under later ink.
     """
     glyphs, targets = _glyphs()
-    image = _texture(rng)
+    image = background(rng)
     boxes, labels = [], []
     owners = [np.full((SIZE, SIZE), -1) for _ in range(2)]  # topmost box, topmost ink
     counts = [[], []]
@@ -108,17 +110,21 @@ def compose(rng, choices):
     image += rng.normal(0, rng.uniform(0, 8), image.shape)
     image = np.clip(np.round(image), 0, 255).astype(np.uint8)
     shown = np.bincount(owners[1].ravel() + 1, minlength=len(boxes) + 1)[1:]
-    return image, np.array(boxes, np.float32), np.array(labels), shown / counts[1]
+    boxes, labels = np.array(boxes, np.float32), np.array(labels)
+    return image, boxes, labels, shown / counts[1], owners[1]
 
 
-def digits(split, count, seed):
-    """`count` records of the split `train`, `val` or `test`."""
+def digits(split, count, seed, background=_texture, kinds=10):
+    """`count` records of the split `train`, `val` or `test`, of the first digits."""
     choices = samples()[split]
+    choices = choices[_glyphs()[1][choices] < kinds]
     stream = list(SHARES).index(split)
     records = []
     for i in range(count):
         rng = np.random.default_rng((seed, stream, i))
-        image, boxes, labels, _ = compose(rng, choices)
+        image, boxes, labels, _, owner = compose(rng, choices, background)
         name, size, ignore = f"{split}-{i}", (SIZE, SIZE), np.zeros(len(boxes), bool)
-        records.append(Record(name, image, size, boxes, labels, ignore))
+        ink = owner[..., None] == np.arange(len(boxes))
+        outlines = tuple(encode(np.asfortranarray(ink, np.uint8)))
+        records.append(Record(name, image, size, boxes, labels, ignore, outlines))
     return records

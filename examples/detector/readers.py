@@ -31,20 +31,22 @@ def image_size(path):
 
 
 def _record(source, image, objects, dropped):
-    """A record of the objects, `(box, label, ignore)`, whose boxes have an area.
+    """A record of the objects, `(box, label, ignore, outline)` with an area.
 
     Boxes are clipped to the image. Those without an area are counted in `dropped`
     under `source`, the name of the annotation.
     """
     height, width = image_size(image)
-    boxes = np.array([box for box, _, _ in objects], np.float32).reshape(-1, 4)
+    boxes = np.array([box for box, *_ in objects], np.float32).reshape(-1, 4)
     inside = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
     keep = (inside[:, 2:] > inside[:, :2]).all(1)
     if len(boxes) > keep.sum():
         dropped[source] += len(boxes) - int(keep.sum())
-    labels = np.array([label for _, label, _ in objects], np.int32)[keep]
-    ignore = np.array([ignore for *_, ignore in objects], bool)[keep]
-    return Record(image.stem, image, (height, width), inside[keep], labels, ignore)
+    labels = np.array([label for _, label, *_ in objects], np.int32)[keep]
+    ignore = np.array([ignore for *_, ignore, _ in objects], bool)[keep]
+    outlines = tuple(objects[index][-1] for index in np.flatnonzero(keep))
+    size = (height, width)
+    return Record(image.stem, image, size, inside[keep], labels, ignore, outlines)
 
 
 def _note_dropped(dropped):
@@ -93,7 +95,7 @@ def read_voc(folder):
     dropped, records = defaultdict(int), {}
     for stem, (filename, objects) in parsed.items():
         image = _voc_image(folder / "JPEGImages", stem, filename)
-        objects = [(box, classes[name], difficult) for box, name, difficult in objects]
+        objects = [(box, classes[name], hard, None) for box, name, hard in objects]
         records[stem] = _record(f"{stem}.xml", image, objects, dropped)
     splits = _voc_splits(folder, records)
     return _split(tuple(names), splits, _note_dropped(dropped))
@@ -197,7 +199,8 @@ def _coco_records(file, content, category_ids, folder, dropped):
         for item in content["annotations"]:
             label, crowd = labels[item["category_id"]], bool(item.get("iscrowd", 0))
             x, y, w, h = map(float, item["bbox"])
-            objects[item["image_id"]].append(((x, y, x + w, y + h), label, crowd))
+            one = ((x, y, x + w, y + h), label, crowd, item.get("segmentation"))
+            objects[item["image_id"]].append(one)
         images = {item["id"]: item["file_name"] for item in content["images"]}
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{file}: a faulty entry ({error!r})") from None

@@ -17,7 +17,8 @@ class Record:
     `image` holds the pixels or says where they are; `size` is its height and width.
     `boxes` are `(n, 4)` float32 `xyxy` in pixels of the image, `labels` are `(n,)`
     indices of classes, and `ignore` `(n,)` marks boxes that are neither to be found
-    nor to be held against the detector: crowds and difficult objects.
+    nor to be held against the detector: crowds and difficult objects. `outlines` has
+    the pixels of each box as COCO writes them, polygons or runs, where there are any.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Record:
     boxes: np.ndarray
     labels: np.ndarray
     ignore: np.ndarray
+    outlines: tuple = ()
 
 
 @dataclasses.dataclass(frozen=True)
