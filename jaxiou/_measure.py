@@ -104,8 +104,23 @@ class Measure:
     ) -> tuple[Planes, Planes]:
         """Cotangents of both tuples of planes, each in the shape of its plane."""
         if self.vjp is not None:
-            closed = self.vjp(planes1, planes2, cotangent, **dict(self.parameters))
+            closed = self.pairs_vjp(planes1, planes2, cotangent)
             return jax.tree.map(_sum_to, closed, (planes1, planes2))
+        _, pullback = jax.vjp(self.planes, planes1, planes2)
+        return pullback(cotangent)
+
+    def pairs_vjp(
+        self, planes1: Planes, planes2: Planes, cotangent: Array
+    ) -> tuple[Planes, Planes]:
+        """The same before any sum: all in the shape of the cotangent."""
+        if self.vjp is not None:
+            return self.vjp(planes1, planes2, cotangent, **dict(self.parameters))
+        # Broadcast first, so that the sums are the caller's: here XLA would fuse them
+        # with the formula, and repeat it.
+        planes1, planes2 = (
+            tuple(jnp.broadcast_to(p, cotangent.shape) for p in planes)
+            for planes in (planes1, planes2)
+        )
         _, pullback = jax.vjp(self.planes, planes1, planes2)
         return pullback(cotangent)
 
@@ -442,15 +457,11 @@ def _aligned_fwd(
 def _aligned_bwd(
     measure: Measure, residuals: tuple[Array, Array], cotangent: Array
 ) -> tuple[Array, ...]:
-    boxes1, boxes2 = residuals
-    dtype = _checks.arithmetic_dtype(boxes1, boxes2)
-    planes1 = [jnp.broadcast_to(p, cotangent.shape) for p in split(boxes1, dtype)]
-    planes2 = [jnp.broadcast_to(p, cotangent.shape) for p in split(boxes2, dtype)]
+    dtype = _checks.arithmetic_dtype(*residuals)
+    planes1, planes2 = (split(boxes, dtype) for boxes in residuals)
     # A steep loss has a large cotangent, and slopes are of the size 1 / side: inside of
     # the formula their product could overflow and turn NaN, here it saturates.
-    slopes = measure.planes_vjp(
-        tuple(planes1), tuple(planes2), jnp.ones_like(cotangent)
-    )
+    slopes = measure.pairs_vjp(planes1, planes2, jnp.ones_like(cotangent))
     limit = float(jnp.finfo(dtype).max)
     gradients = jax.tree.map(
         lambda slope: _numerics.saturate(slope * cotangent, limit), slopes

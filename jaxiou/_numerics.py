@@ -84,6 +84,12 @@ def _smaller_jvp(primals: Operands, tangents: Operands) -> tuple[Plane, Plane]:
     return smaller(x, y), share * dx + (1 - share) * dy
 
 
+def clamp(x: Plane, low: Plane | float, high: Plane | float) -> Plane:
+    """x within [low, high], two instructions like `larger`; NaN of `x` goes through."""
+    low, high = (jnp.asarray(bound, x.dtype) for bound in (low, high))
+    return smaller(high, larger(low, x))
+
+
 @jax.custom_jvp
 def divide(numerator: Plane, denominator: Plane) -> Plane:
     """numerator / denominator, and 0 with zero gradient where the latter is zero."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ._measure import Planes
-from ._numerics import largest, nonnegative, saturate
+from ._numerics import clamp, larger, largest, nonnegative, saturate, smaller
 
 Pair = tuple[Array, Array]
 
@@ -77,8 +77,26 @@ def seen_from_a(pose: Pose) -> Pose:
 
 def intersection(a: Planes, b: Planes) -> Array:
     """Area of the intersection, with its derivative in closed form."""
-    (a, b) = ((*p[:2], nonnegative(p[2]), nonnegative(p[3]), p[4]) for p in (a, b))
-    return _intersection(a, b)
+    return _intersection(_not_inverted(a), _not_inverted(b))
+
+
+def _not_inverted(box: Planes) -> Planes:
+    return (*box[:2], nonnegative(box[2]), nonnegative(box[3]), box[4])
+
+
+def pullback(
+    a: Planes, b: Planes, of_shared: Array, of_areas: Pair
+) -> tuple[Planes, Planes]:
+    """Cotangents of both boxes, of those of the intersection and of both areas."""
+
+    def one(box: Planes, slopes: Planes, of_area: Array) -> Planes:
+        x, y, w, h, angle = (of_shared * slope for slope in slopes)
+        w = jnp.where(box[2] < 0, 0, w + of_area * nonnegative(box[3]))
+        h = jnp.where(box[3] < 0, 0, h + of_area * nonnegative(box[2]))
+        return x, y, w, h, angle
+
+    of_a, of_b = _slopes(_not_inverted(a), _not_inverted(b))
+    return one(a, of_a, of_areas[0]), one(b, of_b, of_areas[1])
 
 
 @jax.custom_jvp
@@ -90,10 +108,9 @@ def _intersection(a: Planes, b: Planes) -> Array:
 def _intersection_jvp(
     primals: tuple[Planes, Planes], tangents: tuple[Planes, Planes]
 ) -> Pair:
-    slopes = _slopes(*primals)
     changes = [
         slope * tangent
-        for slopes_of, tangents_of in zip(slopes, tangents, strict=True)
+        for slopes_of, tangents_of in zip(_slopes(*primals), tangents, strict=True)
         for slope, tangent in zip(slopes_of, tangents_of, strict=True)
     ]
     return _intersection(*primals), functools.reduce(jnp.add, changes)
@@ -144,7 +161,7 @@ def _quarter_turns(angle: Array) -> tuple[Array, Array]:
     turns = jnp.floor(angle * (2 / math.pi) + 0.5)
     rest = ((angle - turns * first) - turns * second) - turns * third
     # Where not even the turns are exact, an angle of a million turns, stay in range.
-    rest = jnp.clip(rest, -math.pi / 4, math.pi / 4)
+    rest = clamp(rest, -math.pi / 4, math.pi / 4)
     half = turns / 2
     return jnp.floor(half) != half, rest
 
@@ -178,21 +195,22 @@ def _cos_sin_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Pair, P
 def _overlap_area(pose: Pose) -> Array:
     """Green's theorem: the boundary of A, its height cut to B, integrated along x."""
     x, y, cos, sin, a, b, w, h = pose
+    flat = sin == 0
     cos_inverse = 1 / cos
     # Of edges along the axes of B this makes any crossing lie far outside.
-    sin_inverse = 1 / jnp.maximum(sin, _parallel(sin.dtype))
+    sin_inverse = jnp.where(flat, largest(sin.dtype), 1 / jnp.where(flat, 1, sin))
 
     def edge(x: Array, y: Array, half: Array, run: Pair, rise: Pair) -> Array:
         """∫ clip(y, -h, h) dx along one edge that goes right and up, within B's width.
 
         The edge is (x, y) + t (run, rise), |t| <= half, each with its inverse.
         """
-        start = jnp.clip((-w - x) * run[1], -half, half)
-        end = jnp.clip((w - x) * run[1], -half, half)
-        enters = jnp.clip((-h - y) * rise[1], start, end)
-        leaves = jnp.clip((h - y) * rise[1], start, end)
-        left = jnp.clip(y + start * rise[0], -h, h)
-        right = jnp.clip(y + end * rise[0], -h, h)
+        start = clamp((-w - x) * run[1], -half, half)
+        end = clamp((w - x) * run[1], -half, half)
+        enters = clamp((-h - y) * rise[1], start, end)
+        leaves = clamp((h - y) * rise[1], start, end)
+        left = clamp(y + start * rise[0], -h, h)
+        right = clamp(y + end * rise[0], -h, h)
         below_and_above = h * ((end - leaves) - (enters - start))
         return run[0] * (below_and_above + (leaves - enters) * (left + right) / 2)
 
@@ -208,7 +226,7 @@ def _overlap_area(pose: Pose) -> Array:
     most = 4 * jnp.minimum(a * b, w * h)
     # Boxes apart along one axis may hold NaN along the other one.
     nothing = 0 * jnp.abs(total)
-    return jnp.where(_apart(pose), nothing, jnp.clip(total, 0, most))
+    return jnp.where(_apart(pose), nothing, clamp(total, 0, most))
 
 
 def _apart(pose: Pose) -> Array:
@@ -251,9 +269,14 @@ def _slopes(a: Planes, b: Planes) -> tuple[Planes, Planes]:
     derivatives in the place and angle of B to those in the place and angle of A.
     """
     folded, folding = _fold(a, b)
-    sides, ends = _chords(folded)
-    sides_b, ends_b = _chords(seen_from_a(folded))
     cos, sin = folded.cos, folded.sin
+    flat = sin == 0
+    # One division for both inverses, since XLA writes out a division that many read.
+    some = jnp.where(flat, 1, sin)
+    inverse = 1 / (cos * some)
+    inverses = some * inverse, jnp.where(flat, largest(sin.dtype), cos * inverse)
+    sides, ends = _chords(folded, inverses)
+    sides_b, ends_b = _chords(seen_from_a(folded), inverses)
     # The pull on A along the axes of B, unfolded, and then along x and y.
     right = cos * ends.difference - sin * sides.difference
     up = folding.mirror * (sin * ends.difference + cos * sides.difference)
@@ -269,28 +292,37 @@ def _slopes(a: Planes, b: Planes) -> tuple[Planes, Planes]:
     )
 
 
-def _chords(pose: Pose) -> tuple[_Chords, _Chords]:
-    """Of A's edges along its width, and of those along its height, what lies in B."""
+def _chords(pose: Pose, inverses: Pair) -> tuple[_Chords, _Chords]:
+    """Of A's edges along its width, and of those along its height, what lies in B.
+
+    The inverses are those of cosine and sine, of a sine of zero a large number.
+    """
     x, y, cos, sin, a, b, w, h = pose
+    along, across = inverses
     flat = sin == 0
-    along, across = 1 / cos, 1 / jnp.where(flat, 1, sin)
+    if_flat, if_not = (jnp.where(flat, i, 0.5 - i).astype(x.dtype) for i in (0.5, 0))
 
     def chord(half: Array, steep: Pair, shallow: Pair) -> Pair:
         """Length inside the slabs |p| <= reach, and its moment about the middle.
 
         Along the edge the place p in the first slab changes by cos, in the other by
-        sin. On the border of B along its whole length an edge counts half: of the two
-        sides of the kink the one has all of it and the other nothing.
+        sin. An edge along the second slab never crosses its border, or else, where it
+        lies on it, in the middle of what the first slab leaves: it counts half, for of
+        the two sides of the kink the one has all of it and the other nothing.
         """
         (p, reach), (q, other) = steep, shallow
-        low = jnp.maximum(-half, (-reach - p) * along)
-        high = jnp.minimum(half, (reach - p) * along)
-        inside = other - jnp.abs(q)
-        share = jnp.where(inside > 0, 1, jnp.where(inside == 0, 0.5, 0))
-        low = jnp.maximum(low, jnp.where(flat, low, (-other - q) * across))
-        high = jnp.minimum(high, jnp.where(flat, high, (other - q) * across))
-        length = jnp.maximum(high - low, 0) * jnp.where(flat, share, 1).astype(x.dtype)
-        return length, length * (low + high) / 2
+        low = larger(-half, (-reach - p) * along)
+        high = smaller(half, (reach - p) * along)
+        middle = (low + high) * if_flat
+        below, above = (
+            # The large number is no slope.
+            jnp.where(flat, jax.lax.stop_gradient(z), z)
+            for z in (-other - q, other - q)
+        )
+        low = larger(low, below * across + middle)
+        high = smaller(high, above * across + middle)
+        length = nonnegative(high - low)
+        return length, length * ((low + high) * if_not + middle)
 
     def both(one: Pair, other: Pair) -> _Chords:
         return _Chords(one[0] + other[0], one[0] - other[0], one[1] - other[1])

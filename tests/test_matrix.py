@@ -1,6 +1,7 @@
 """The matrix and the best partners: against loops, at every size, in little memory."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -159,6 +160,21 @@ def test_second_order_by_blocks(measure, n, x64, monkeypatch):
 
     for g, w in zip(second(measure), second(measure.plain), strict=True):
         np.testing.assert_allclose(g, w, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="how a CPU is served")
+def test_what_the_gradients_share_is_computed_by_one_loop():
+    n, m = 150, 1024
+
+    def pullback(a, b, cotangent):
+        return jax.vjp(of(jaxiou.pairwise, jaxiou.rotated_iou), a, b)[1](cotangent)
+
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((n, 5), (m, 5), (n, m))]
+    program = jax.jit(pullback).lower(*shapes).compile().as_text()
+    plane = r"f32\[1,16,1024\]\S*"
+    assert re.search(rf"= \({plane}( /\*index=5\*/)?.* fusion\(", program)
+    # Every division has a loop of its own. Left to XLA there would be thirty.
+    assert len(re.findall(rf"= {plane} fusion\(", program)) <= 8
 
 
 @every

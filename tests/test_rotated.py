@@ -10,7 +10,7 @@ import oracle_turned
 import pytest
 from goldens import cases, load
 from test_turned import compiled, evaluate
-from turning import boxes
+from turning import boxes, degenerate
 
 import jaxiou
 
@@ -171,6 +171,36 @@ def test_a_flat_box_has_the_gradient_that_makes_it_grow(x64):
     assert value == 0 and gradient[0, 2] > 0.05
     inverted = evaluate(jaxiou.rotated_iou, flat - np.array([0, 0, 1, 0, 0]), target)
     assert inverted[0] == 0 and not inverted[1].any()
+
+
+@pytest.mark.parametrize("measure", [jaxiou.rotated_iou, jaxiou.rotated_iof], ids=repr)
+def test_the_closed_form_is_the_derivative_of_the_formula(measure, x64):
+    """Of the chain from areas to the ratio; the slopes of the area are both's."""
+    pairs = [[boxes(5, seed, 60, extent=12.0) for seed in (7, 8)], degenerate(5)]
+    a, b = (np.concatenate(x) for x in zip(*pairs, strict=True))
+    weights = np.random.default_rng(3).normal(size=len(a))
+
+    def both(a, b):
+        cotangents = (
+            measure.pairs_vjp(tuple(a.T), tuple(b.T), weights),
+            jax.vjp(measure.planes, tuple(a.T), tuple(b.T))[1](weights),
+        )
+        return [jnp.stack([*x, *y], axis=1) for x, y in cotangents]
+
+    found, wanted = jax.jit(both)(a, b)
+    size = np.abs(wanted).max(axis=1, keepdims=True)
+    assert (size[:60] > 0).sum() > 30
+    size = np.where(size > 0, size, 1)
+    np.testing.assert_allclose(found / size, wanted / size, atol=1e-9)
+
+
+def test_second_derivatives_are_of_ordinary_size_where_edges_coincide():
+    """There the slopes jump by half an edge; what makes them do so has none."""
+    a = np.float32([[2, 3, 6, 8, -0.4], [0, 0, 4, 3, 0.0]])
+    b = np.float32([[2, 3, 6, 8, -0.4], [1, 0, 2, 3, 0.0]])
+    slope = jax.grad(lambda a, b: jaxiou.rotated_iou(a, b).sum())
+    curvature = jax.jit(jax.grad(lambda a: jnp.sum(slope(a, b)[:, :3])))(a)
+    assert np.isfinite(curvature).all() and np.abs(curvature).max() < 10
 
 
 def test_equal_boxes_have_no_gradient(x64):

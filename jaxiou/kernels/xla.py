@@ -6,8 +6,8 @@ functions walk blocks of rows, small enough to stay in a cache.
 """
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,12 +76,20 @@ def pairwise_vjp(
     steps = -(-n // rows)
     columns = _columns(planes2)
     # Blocks cannot be cut along an Explicit mesh axis; each device has its rows anyway.
-    if steps == 1 or is_sharded(cotangent):
+    if is_sharded(cotangent):
         whole = measure.planes_vjp(_rows(planes1), columns, cotangent)
         return tuple(p[..., 0] for p in whole[0]), tuple(p[..., 0, :] for p in whole[1])
 
     # Checkpointed: a derivative of this derivative recomputes the block again.
     @jax.checkpoint
+    def block_vjp(planes1: Planes, block: Array) -> tuple[Planes, Planes]:
+        both = measure.pairs_vjp(_rows(planes1), columns, block)
+        over_columns, over_rows = _together(both)
+        return tuple(g.sum(2) for g in over_columns), tuple(g.sum(1) for g in over_rows)
+
+    if steps == 1:
+        return block_vjp(planes1, cotangent)
+
     def body(total: Planes, start: Array) -> tuple[Planes, Planes]:
         # The last block starts early instead of running over the edge: no padded copy
         # of the cotangent, rows it shares with its predecessor count once.
@@ -92,34 +100,54 @@ def pairwise_vjp(
 
         fresh = first + jnp.arange(rows) >= start
         block = jnp.where(fresh[None, :, None], cut(cotangent), 0)
-        over_rows = _rows(tuple(cut(p) for p in planes1))
-        # Broadcast first, so that the sums are ours: XLA's would repeat the formula.
-        wide1, wide2 = (
-            tuple(jnp.broadcast_to(p, block.shape) for p in planes)
-            for planes in (over_rows, columns)
-        )
-        rows_grad, columns_grad = measure.planes_vjp(wide1, wide2, block)
-        rows_grad = tuple(_total(g, 2) for g in rows_grad)
-        columns_grad = tuple(_total(g, 1) for g in columns_grad)
+        rows_grad, columns_grad = block_vjp(tuple(cut(p) for p in planes1), block)
         return jax.tree.map(jnp.add, total, columns_grad), rows_grad
 
     zeros = varying(
-        jax.tree.map(jnp.zeros_like, columns), (*planes1, *planes2, cotangent)
+        jax.tree.map(jnp.zeros_like, planes2), (*planes1, *planes2, cotangent)
     )
     starts = jnp.arange(steps, dtype=jnp.int32) * rows
     columns_grad, blocks = jax.lax.scan(body, zeros, starts)
 
     def assemble(block: Array) -> Array:
         """To (batch, n), less the rows that the last step repeats."""
-        block = jnp.moveaxis(block[..., 0], 1, 0)
+        block = jnp.moveaxis(block, 1, 0)
         head = block[:, :-1].reshape(batch, (steps - 1) * rows)
         tail = block[:, -1, steps * rows - n :]
         return jnp.concatenate([head, tail], axis=1)
 
-    return (
-        tuple(assemble(b) for b in blocks),
-        tuple(p[..., 0, :] for p in columns_grad),
+    return tuple(assemble(b) for b in blocks), columns_grad
+
+
+@jax.custom_jvp
+def _together(planes: Any) -> Any:
+    """The same planes, all written by one loop that computes what they share once.
+
+    XLA makes a loop of its own for every array that several others read. Only a
+    reduction has more than one result on a CPU, so it is one: over an axis of length
+    two, the second half of which is zero.
+    """
+    leaves, tree = jax.tree.flatten(planes)
+
+    def one_loop(*planes: Array) -> tuple[Array, ...]:
+        first = jnp.array([True, False]).reshape(2, *(1,) * planes[0].ndim)
+        halves = [jnp.where(first, p[None], 0) for p in planes]
+        zeros = [jnp.zeros((), p.dtype) for p in planes]
+        return tuple(jax.lax.reduce(halves, zeros, _add, (0,)))
+
+    written = jax.lax.platform_dependent(
+        *leaves, cpu=one_loop, default=lambda *planes: planes
     )
+    return jax.tree.unflatten(tree, written)
+
+
+@_together.defjvp
+def _together_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    return _together(*primals), tangents[0]
+
+
+def _add(x: Sequence[Array], y: Sequence[Array]) -> list[Array]:
+    return [p + q for p, q in zip(x, y, strict=True)]
 
 
 def best_match(
@@ -285,18 +313,6 @@ def _best(block: Array, axis: int) -> tuple[Array, Array]:
         index = jnp.where(strip == best, k, index)
     index = index * width + jax.lax.broadcasted_iota(kind, top.shape, axis)
     return best.squeeze(axis), index.min(axis=axis).astype(jnp.int32)
-
-
-def _total(block: Array, axis: int) -> Array:
-    """The sum along an axis, which stays with size 1; in strips like `_best`."""
-    size = block.shape[axis]
-    width = 8 * -(-size // (8 * _STRIPS))
-    ends = list(range(width, size, width))
-    *strips, last = jnp.split(block, ends, axis)
-    total = last.sum(axis, keepdims=True)
-    if strips:
-        total += functools.reduce(jnp.add, strips).sum(axis, keepdims=True)
-    return total
 
 
 def _attains(block: Array, best: Array, minimum: float) -> Array:
