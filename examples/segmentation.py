@@ -244,9 +244,14 @@ class UNet(nnx.Module):
         for block, fine in zip(self.up, seen[::-1], strict=True):
             doubled = x.repeat(2, axis=1).repeat(2, axis=2)
             x = nnx.relu(block(jnp.concatenate([fine, doubled], axis=-1)))
-        b, h, w, _ = x.shape
-        cells = self.last(x).reshape(b, h, w, 2, 2, -1)
-        return cells.swapaxes(2, 3).reshape(b, 2 * h, 2 * w, -1)
+        return spread_cells(self.last(x))
+
+
+def spread_cells(cells):
+    """The four pixels of every cell, `(b, h, w, 4 k)`, beside each other."""
+    b, h, w, _ = cells.shape
+    pixels = cells.reshape(b, h, w, 2, 2, -1).swapaxes(2, 3)
+    return pixels.reshape(b, 2 * h, 2 * w, -1)
 
 
 @nnx.jit(static_argnames="loss")
@@ -409,9 +414,9 @@ def compared(group):
                 f"{found[0]:+.3f} ± {found[1]:.3f}, {verdict(*found)}" if found else ""
             )
         seconds = statistics.median(r["seconds"] for r in seeds.values())
-        lines.append([*line, f"{seconds:.0f}"])
+        lines.append([*line, str(len(seeds)), f"{seconds:.0f}"])
     differences = (f"Δ {metric}" for metric in METRICS[:2])
-    return markdown(["loss", *METRICS, *differences, "s a run"], lines)
+    return markdown(["loss", *METRICS, *differences, "runs", "s a run"], lines)
 
 
 def pictures(folder, losses):

@@ -182,11 +182,15 @@ def spread():
     return masks, jax.jit(whole)(*masks)
 
 
-@pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize(
-    "spec",
-    [P("d"), P(None, "d"), P(None, None, "d")],
-    ids=["images", "rows", "columns"],
+    ("axes", "spec"),
+    [
+        (AxisType.Auto, P(None, "d")),
+        (AxisType.Explicit, P("d")),
+        (AxisType.Explicit, P(None, "d")),
+        (AxisType.Explicit, P(None, None, "d")),
+    ],
+    ids=str,
 )
 def test_masks_over_devices(spread, axes, spec):
     masks, wanted = spread
