@@ -14,7 +14,7 @@ from faster_coco_eval.core import mask as coco
 from hypothesis import strategies
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from test_masks import LOSSES, masks_of
+from test_masks import LOSSES, lovasz_extension, masks_of
 
 import jaxiou
 
@@ -126,6 +126,18 @@ def test_a_batch_of_one_is_what_it_is_among_others():
     for name, results in alone.items():
         for x, y in zip(results, together[name], strict=True):
             np.testing.assert_allclose(x, y[:1], rtol=1e-6, atol=1e-7)
+
+
+def test_hinge_of_sure_logits_leaves_out_and_forgives():
+    # What is right by a margin has no error, and neither has what is left out.
+    rng = np.random.default_rng(0)
+    logits = 4 * rng.normal(size=SHAPE)
+    labels, where = rng.random((2, *SHAPE)) < 0.5
+    found = jaxiou.lovasz_hinge(logits, labels, axis=(1, 2), where=where)
+    errors = 1 - logits * np.where(labels, 1, -1)
+    rows = zip(errors, labels, where, strict=True)
+    wanted = [lovasz_extension(e[w], t[w]) for e, t, w in rows]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if name != "lovasz_hinge"])
