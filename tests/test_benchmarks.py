@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import oracle
+import oracle_turned
 import pytest
 
 from benchmarks import measure, report, timing, workloads
@@ -31,6 +32,14 @@ def wanted(job, inputs):
         case "losses", measure_name:
             values = oracle.elementwise(getattr(oracle, measure_name), *inputs)
             return [(0, (1 - values).sum())]
+        case "rotated", "forward":
+            a, b = (x.astype(float) for x in inputs)
+            return [(0, oracle.matrix(oracle_turned.rotated_iou, a, b))]
+        case "rotated", "losses":
+            pairs = zip(*(x.astype(float) for x in inputs), strict=True)
+            return [(0, sum(1 - oracle_turned.rotated_iou(*pair) for pair in pairs))]
+        case "rotated", _:
+            return []
         case "nms", _:
             kept = oracle.nms(*inputs, 0.5)
             return [(0, np.pad(kept, (0, job.n - len(kept)), constant_values=-1))]
