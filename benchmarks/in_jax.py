@@ -62,7 +62,16 @@ def ours(job, inputs):
         case "nms", _:
             nms = functools.partial(jaxiou.nms, threshold=THRESHOLD, max_outputs=job.n)
             return compiled(lambda *x: nms(*x).indices, *inputs)
+        case "rotated", "losses":
+            return compiled(value_and_gradient(turned_loss), *inputs)
+        case "rotated", case:
+            matrix = functools.partial(jaxiou.pairwise, measure=jaxiou.rotated_iou)
+            return compiled(pullback(matrix) if case == "vjp" else matrix, *inputs)
     raise Skip
+
+
+def turned_loss(a, b):
+    return jaxiou.box_loss(a, b, measure=jaxiou.rotated_iou)
 
 
 def naive(job, inputs):
@@ -86,15 +95,25 @@ def naive(job, inputs):
             return compiled(value_and_gradient(getattr(plain_masks, name)), *inputs)
         case "nms", _:
             return compiled(_greedy, *inputs)
+        case "rotated", "losses":
+            loss = lambda a, b: 1 - plain.turned(jnp, a.T, b.T)  # noqa: E731
+            return compiled(value_and_gradient(loss), *inputs)
+        case "rotated", case:
+            whole = pullback(turned_matrix) if case == "vjp" else turned_matrix
+            return compiled(whole, *inputs)
     raise Skip
+
+
+def turned_matrix(a, b):
+    return plain.turned(jnp, a.T[:, :, None], b.T[:, None, :])
 
 
 def limit(job, inputs):
     """The memory's or the arithmetic's, whichever the job has to respect."""
     match job.family, job.case:
-        case "pairwise", "forward":
+        case "pairwise" | "rotated", "forward":
             return compiled(lambda x: jnp.full((job.n, job.m), x), jnp.float32(0.5))
-        case "losses" | "masks", _:
+        case ("losses" | "masks", _) | ("rotated", "losses"):
             return compiled(jnp.add, *inputs)  # reads two, writes one
         case "pairwise" | "match", _:
             size, boxes = 1 << 18, 32

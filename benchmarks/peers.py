@@ -10,6 +10,8 @@ import importlib.metadata
 import jax
 import numpy as np
 
+import jaxiou
+
 from . import plain, plain_masks
 from .in_jax import THRESHOLD, refuse_large
 from .timing import Call, Skip
@@ -136,6 +138,12 @@ def with_torchvision(job, inputs):
             return timed(lambda: autograd(torch, total, *tensors))
         case "nms", _:
             return timed(lambda: ops.nms(*tensors, THRESHOLD))
+        case "rotated", "forward":
+            for tensor in tensors:
+                tensor[:, 4] *= -180 / np.pi  # degrees, counter-clockwise
+            return timed(lambda: ops.box_iou(*tensors, fmt="cxcywhr"))
+        case "rotated", _:
+            raise Skip("its operator has no derivative")
     raise Skip
 
 
@@ -207,11 +215,21 @@ def with_powerboxes(job, inputs, nms="nms"):
         case "pairwise", "forward" if nms == "nms":
             run = lambda: powerboxes.parallel_iou_distance(*inputs)  # noqa: E731
             return Call(run, read=lambda distance: 1 - distance)
+        case "rotated", "forward" if nms == "nms":
+            a, b = (in_degrees(x) for x in inputs)
+            run = lambda: powerboxes.parallel_rotated_iou_distance(a, b)  # noqa: E731
+            return Call(run, read=lambda distance: 1 - distance)
         case "nms", _:
             boxes, scores = inputs[0], inputs[1].astype(np.float64)
             function = getattr(powerboxes, nms)
             return Call(lambda: function(boxes, scores, THRESHOLD, -1.0))
     raise Skip
+
+
+def in_degrees(boxes):
+    boxes = boxes.astype(np.float64)
+    boxes[:, 4] *= 180 / np.pi
+    return boxes
 
 
 def with_rtree(job, inputs):
@@ -254,6 +272,23 @@ def with_pykeops(job, inputs):
     return timed(best)
 
 
+def with_shapely(job, inputs):
+    """Polygons made beforehand; the whole matrix in three calls on arrays."""
+    import shapely
+
+    on_cpu()
+    if (job.family, job.case) != ("rotated", "forward"):
+        raise Skip
+    a, b = (shapely.polygons(np.asarray(jaxiou.corners(x), np.float64)) for x in inputs)
+    areas = shapely.area(a)[:, None] + shapely.area(b)
+
+    def matrix():
+        shared = shapely.area(shapely.intersection(a[:, None], b[None, :]))
+        return shared / (areas - shared)
+
+    return Call(matrix)
+
+
 # Name: the distribution it comes in, and the implementation.
 PEERS = {
     "torchvision": ("torchvision", with_torchvision),
@@ -266,6 +301,7 @@ PEERS = {
     "powerboxes r-tree": ("powerboxes", with_rtree),
     "pycocotools": ("pycocotools", with_pycocotools),
     "pykeops": ("pykeops", with_pykeops),
+    "shapely": ("shapely", with_shapely),
     "numpy": ("numpy", with_numpy),
 }
 

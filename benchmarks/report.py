@@ -23,6 +23,9 @@ HEADLINE = {
     ("losses", "ciou", "1M pairs"),
     ("nms", "random", "4,096"),
     ("nms", "random", "16,384"),
+    ("rotated", "forward", "thousand"),
+    ("rotated", "vjp", "thousand"),
+    ("rotated", "losses", "100k pairs"),
 }
 
 
@@ -191,6 +194,7 @@ def plot(results, path):
     for panel, kind in zip(panels[0], kinds, strict=True):
         points, write, arithmetic = {}, 0.0, 0.0
         for row in results["rows"]:
+            # Of an IoU of upright boxes the operations are known.
             if row["regime"] != kind or "ms" not in row or row["family"] not in markers:
                 continue
             rate = row["pairs"] / (statistics.median(row["ms"]) / 1e3)

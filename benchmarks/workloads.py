@@ -12,8 +12,9 @@ WORKLOADS = {
     "square": (5_000, 5_000),
     "crowded": (8_400, 4_967),
     "lopsided": (1_000_000, 2_000),
+    "thousand": (1_000, 1_000),
 }
-FAMILIES = ("pairwise", "match", "losses", "masks", "nms", "memory")
+FAMILIES = ("pairwise", "match", "losses", "masks", "nms", "rotated", "memory")
 MATRICES = ("coco", "dense", "long", "square", "crowded")
 MASK_LOSSES = ("jaccard", "dice", "lovasz")
 # Of an IoU: 2 max, 2 min, 2 differences, 2 clamps, 1 product, 2 for the union, 1 ratio.
@@ -36,14 +37,20 @@ class Job:
         return self.images * self.n * self.m
 
     @property
+    def coordinates(self):
+        return 5 if self.family == "rotated" else 4
+
+    @property
     def traffic(self):
         """Bytes that have to move: every input read once, every output written once."""
-        boxes = 16 * self.images * (self.n + self.m)
+        if self.family == "rotated" and self.case == "losses":
+            return 60 * self.n
+        boxes = 4 * self.coordinates * self.images * (self.n + self.m)
         if self.family == "losses":
             return 48 * self.n
         if self.family == "masks":
             return 12 * self.pairs
-        if self.family == "pairwise":
+        if self.family in ("pairwise", "rotated"):
             return 4 * self.pairs + (2 if self.case == "vjp" else 1) * boxes
         return boxes + boxes // 2
 
@@ -64,6 +71,16 @@ class Job:
                 return masks(rng, self.images, self.n, self.m)
             case "nms":
                 return candidates(rng, self.case, self.n)
+            case "rotated" if self.case == "losses":
+                targets = turned(rng, self.n)
+                sides = targets[:, [2, 3, 2, 3]]
+                shift = rng.uniform(-0.2, 0.2, targets.shape).astype(np.float32)
+                shift[:, :4] *= sides
+                return targets + shift, targets
+            case "rotated":
+                sets = turned(rng, self.n), turned(rng, self.m)
+                cotangent = rng.standard_normal((self.n, self.m), np.float32)
+                return (*sets, cotangent) if self.case == "vjp" else sets
         return boxes(rng, *lead, self.n), boxes(rng, *lead, self.m)
 
 
@@ -82,6 +99,9 @@ def jobs(only=FAMILIES, *, tiny=False):
           for name in MASK_LOSSES for images, m in ((8, 1), (2, 19))),
         *(Job("nms", c, f"{n:,}", n) for c in ("random", "clusters")
           for n in (4_096, 16_384)),
+        *(Job("rotated", c, "thousand", *WORKLOADS["thousand"])
+          for c in ("forward", "vjp")),
+        Job("rotated", "losses", "100k pairs", 100_000),
         Job("memory", "best_match", "1M × 5k", 1_000_000, 5_000),
         Job("memory", "streamed", "crowded × 128", *WORKLOADS["crowded"], 128),
     ]  # fmt: skip
@@ -112,6 +132,14 @@ def masks(rng, images, pixels, classes):
     logits = rng.standard_normal(targets.shape, np.float32) + 4 * targets
     odds = np.exp(logits - 2 * (classes == 1))
     return odds / (odds.sum(-1, keepdims=True) + (classes == 1)), targets
+
+
+def turned(rng, n):
+    """Boxes `(n, 5)` with the centres and sides of `boxes`, at any angle."""
+    found = boxes(rng, n)
+    low, high = found[:, :2], found[:, 2:]
+    angles = rng.uniform(-np.pi, np.pi, (n, 1)).astype(np.float32)
+    return np.concatenate([(low + high) / 2, high - low, angles], axis=1)
 
 
 def candidates(rng, case, n):

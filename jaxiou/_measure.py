@@ -31,7 +31,10 @@ from . import _checks, _numerics
 
 Planes = tuple[Array, ...]
 Formula = Callable[..., Array | Planes]
-PlaneVjp = Callable[..., tuple[Planes, Planes]]
+PlaneVjp = (
+    Callable[..., tuple[Planes, Planes]]
+    | tuple[Callable[..., Any], Callable[..., tuple[Planes, Planes]]]
+)
 
 
 @dataclass(frozen=True, eq=True, repr=False)
@@ -54,7 +57,8 @@ class Measure:
         symmetric: whether the order of the two boxes does not matter.
         scale_free: whether scaling both boxes changes nothing.
         vjp: optional closed form `(planes1, planes2, cotangent, **parameters) ->
-            (cotangents1, cotangents2)`, used in place of `jax.vjp(formula)`.
+            (cotangents1, cotangents2)`, used in place of `jax.vjp(formula)`; or a pair
+            of functions, see `jaxiou.measure`.
         forward: whether derivatives come from the formula itself instead of a
             `custom_vjp`; see `plain`.
     """
@@ -110,11 +114,25 @@ class Measure:
         return pullback(cotangent)
 
     def pairs_vjp(
-        self, planes1: Planes, planes2: Planes, cotangent: Array
+        self,
+        planes1: Planes,
+        planes2: Planes,
+        cotangent: Array,
+        *,
+        together: Callable[[Any], Any] = lambda planes: planes,
     ) -> tuple[Planes, Planes]:
-        """The same before any sum: all in the shape of the cotangent."""
+        """The same before any sum: all in the shape of the cotangent.
+
+        `together` is applied to the results, and to what a closed form in two steps has
+        all of them share; it returns the same planes.
+        """
+        parameters = dict(self.parameters)
+        if isinstance(self.vjp, tuple):
+            shared = together(self.vjp[0](planes1, planes2, **parameters))
+            closed = self.vjp[1](planes1, planes2, cotangent, shared, **parameters)
+            return together(closed)
         if self.vjp is not None:
-            return self.vjp(planes1, planes2, cotangent, **dict(self.parameters))
+            return together(self.vjp(planes1, planes2, cotangent, **parameters))
         # Broadcast first, so that the sums are the caller's: here XLA would fuse them
         # with the formula, and repeat it.
         planes1, planes2 = (
@@ -122,7 +140,7 @@ class Measure:
             for planes in (planes1, planes2)
         )
         _, pullback = jax.vjp(self.planes, planes1, planes2)
-        return pullback(cotangent)
+        return together(pullback(cotangent))
 
     def __call__(
         self, boxes1: _checks.Boxes, boxes2: _checks.Boxes
@@ -211,7 +229,10 @@ def measure(
         symmetric: whether the order of the boxes does not matter.
         scale_free: whether scaling both boxes changes nothing.
         vjp: closed-form derivative `(planes1, planes2, cotangent, *, ...) ->
-            (cotangents1, cotangents2)`, every entry in the shape of the cotangent.
+            (cotangents1, cotangents2)`, every entry in the shape of the cotangent. Or a
+            pair of functions, `(planes1, planes2, *, ...) -> shared`, planes that many
+            entries are made of and that are computed once, and the closed form with
+            `shared` as its fourth argument.
         given: for a family, called with the parameters of a new member: raises where
             they make no sense and returns the attributes that depend on them.
 

@@ -84,8 +84,21 @@ def _not_inverted(box: Planes) -> Planes:
     return (*box[:2], nonnegative(box[2]), nonnegative(box[3]), box[4])
 
 
+class Slopes(NamedTuple):
+    """Area of the intersection, and its derivatives in the numbers of both boxes."""
+
+    area: Array
+    a: Planes
+    b: Planes
+
+
+def slopes(a: Planes, b: Planes) -> Slopes:
+    """The derivatives of `intersection`, of an inverted box as of an empty one."""
+    return _slopes(_not_inverted(a), _not_inverted(b))
+
+
 def pullback(
-    a: Planes, b: Planes, of_shared: Array, of_areas: Pair
+    a: Planes, b: Planes, slopes: Slopes, of_shared: Array, of_areas: Pair
 ) -> tuple[Planes, Planes]:
     """Cotangents of both boxes, of those of the intersection and of both areas."""
 
@@ -95,8 +108,7 @@ def pullback(
         h = jnp.where(box[3] < 0, 0, h + of_area * nonnegative(box[2]))
         return x, y, w, h, angle
 
-    of_a, of_b = _slopes(_not_inverted(a), _not_inverted(b))
-    return one(a, of_a, of_areas[0]), one(b, of_b, of_areas[1])
+    return one(a, slopes.a, of_areas[0]), one(b, slopes.b, of_areas[1])
 
 
 @jax.custom_jvp
@@ -108,9 +120,10 @@ def _intersection(a: Planes, b: Planes) -> Array:
 def _intersection_jvp(
     primals: tuple[Planes, Planes], tangents: tuple[Planes, Planes]
 ) -> Pair:
+    _, *both = _slopes(*primals)
     changes = [
         slope * tangent
-        for slopes_of, tangents_of in zip(_slopes(*primals), tangents, strict=True)
+        for slopes_of, tangents_of in zip(both, tangents, strict=True)
         for slope, tangent in zip(slopes_of, tangents_of, strict=True)
     ]
     return _intersection(*primals), functools.reduce(jnp.add, changes)
@@ -261,12 +274,14 @@ class _Chords(NamedTuple):
     moment: Array
 
 
-def _slopes(a: Planes, b: Planes) -> tuple[Planes, Planes]:
-    """Derivatives of the area in all ten numbers.
+def _slopes(a: Planes, b: Planes) -> Slopes:
+    """Derivatives of the area in all ten numbers, and the area from them.
 
     The area changes by the normal velocity of an edge times its length inside the other
     rectangle. Moving both rectangles together changes nothing, which leaves the
     derivatives in the place and angle of B to those in the place and angle of A.
+    Scaling both scales the area by the square, so it is half of all lengths times their
+    derivatives (Euler's theorem on homogeneous functions).
     """
     folded, folding = _fold(a, b)
     cos, sin = folded.cos, folded.sin
@@ -279,14 +294,21 @@ def _slopes(a: Planes, b: Planes) -> tuple[Planes, Planes]:
     sides_b, ends_b = _chords(seen_from_a(folded), inverses)
     # The pull on A along the axes of B, unfolded, and then along x and y.
     right = cos * ends.difference - sin * sides.difference
-    up = folding.mirror * (sin * ends.difference + cos * sides.difference)
+    up = sin * ends.difference + cos * sides.difference
+    area = (
+        (folded.x * right + folded.y * up)
+        + (folded.a * ends.total + folded.b * sides.total)
+        + (folded.w * ends_b.total + folded.h * sides_b.total)
+    ) / 2
+    up = folding.mirror * up
     force_x = folding.cos * right - folding.sin * up
     force_y = folding.sin * right + folding.cos * up
     torque = folding.mirror * (sides.moment - ends.moment)
     swing = (a[0] - b[0]) * force_y - (a[1] - b[1]) * force_x
     sizes_a = _exchange(folding.exchanged_a, ends.total / 2, sides.total / 2)
     sizes_b = _exchange(folding.exchanged_b, ends_b.total / 2, sides_b.total / 2)
-    return (
+    return Slopes(
+        nonnegative(area),
         (force_x, force_y, *sizes_a, torque),
         (-force_x, -force_y, *sizes_b, -torque - swing),
     )

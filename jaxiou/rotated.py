@@ -48,24 +48,27 @@ def _iou_and_union(a: Planes, b: Planes) -> tuple[Array, Array]:
     return fraction(intersection, union), union
 
 
-def _iou_vjp(a: Planes, b: Planes, cotangent: Array) -> tuple[Planes, Planes]:
-    # With the union U and the sum of the areas S = U + I = (1 + IoU) U,
-    # dIoU = (dI - IoU dU) / U = (1 + IoU) ((1 + IoU) dI - IoU dS) / S.
-    # On a CPU XLA computes what leads to a division by itself: that is the IoU alone.
-    iou, _ = _iou_and_union(a, b)
-    per_area = cotangent * divide(1 + iou, _turned.area(a) + _turned.area(b))
-    return _turned.pullback(a, b, per_area * (1 + iou), (-per_area * iou,) * 2)
+def _iou_vjp(
+    a: Planes, b: Planes, cotangent: Array, slopes: _turned.Slopes
+) -> tuple[Planes, Planes]:
+    # dIoU = (dI - IoU dU) / U with U = |A| + |B| - I.
+    union = _turned.area(a) + _turned.area(b) - slopes.area
+    iou, per_area = fraction(slopes.area, union), divide(cotangent, union)
+    return _turned.pullback(
+        a, b, slopes, per_area * (1 + iou), (-per_area * iou, -per_area * iou)
+    )
 
 
-def _iof_vjp(a: Planes, b: Planes, cotangent: Array) -> tuple[Planes, Planes]:
+def _iof_vjp(
+    a: Planes, b: Planes, cotangent: Array, slopes: _turned.Slopes
+) -> tuple[Planes, Planes]:
     area = _turned.area(a)
-    iof = fraction(_turned.intersection(a, b), area)
-    per_area = divide(cotangent, area)
+    iof, per_area = fraction(slopes.area, area), divide(cotangent, area)
     nothing = jnp.zeros_like(per_area)
-    return _turned.pullback(a, b, per_area, (-per_area * iof, nothing))
+    return _turned.pullback(a, b, slopes, per_area, (-per_area * iof, nothing))
 
 
-@measure(minimum=0.0, coordinates=5, vjp=_iou_vjp)
+@measure(minimum=0.0, coordinates=5, vjp=(_turned.slopes, _iou_vjp))
 def rotated_iou(a: Planes, b: Planes) -> Array:
     """Intersection over union of two boxes that turn, exact.
 
@@ -105,7 +108,7 @@ def rotated_iou(a: Planes, b: Planes) -> Array:
     return _iou_and_union(a, b)[0]
 
 
-@measure(minimum=0.0, coordinates=5, symmetric=False, vjp=_iof_vjp)
+@measure(minimum=0.0, coordinates=5, symmetric=False, vjp=(_turned.slopes, _iof_vjp))
 def rotated_iof(a: Planes, b: Planes) -> Array:
     """Intersection over foreground of boxes that turn: the covered part of the first.
 

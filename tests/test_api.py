@@ -307,6 +307,15 @@ def closed(a, b, cotangent):
     return (zero, 7 * cotangent, zero, zero), (zero, zero, zero, zero)
 
 
+def shared(a, b):
+    return {"seven": 7 + 0 * (a[0] + b[0])}
+
+
+def made_of_it(a, b, cotangent, shared):
+    zero = jnp.zeros_like(cotangent)
+    return (zero, shared["seven"] * cotangent, zero, zero), (zero, zero, zero, zero)
+
+
 def test_a_measure_of_two_lines_works_everywhere():
     a, b = stacked(TELL_APART)
     ha, hb = a[:, 3] - a[:, 1], b[:, 3] - b[:, 1]
@@ -325,8 +334,9 @@ def test_a_measure_of_two_lines_works_everywhere():
         assert gradient.shape == a.shape and np.abs(gradient[:, 1]).min() > 0
 
 
-def test_a_closed_form_takes_the_place_of_the_derivative():
-    measure = jaxiou.measure(vjp=closed)(height_ratio.formula)
+@pytest.mark.parametrize("vjp", [closed, (shared, made_of_it)], ids=["one", "two"])
+def test_a_closed_form_takes_the_place_of_the_derivative(vjp):
+    measure = jaxiou.measure(vjp=vjp)(height_ratio.formula)
     a, b = stacked(TELL_APART)
     total = lambda f: jax.grad(lambda a: f(a, b).sum())(a)  # noqa: E731
     np.testing.assert_array_equal(total(measure)[:, 1], 7)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import oracle
+import oracle_turned
 import pytest
 from test_masks import lovasz_extension
 
@@ -43,6 +44,14 @@ def wanted(job, inputs):
             shared, both = (p * t).sum(1), (p + t).sum(1)
             whole = shared + weight * (both - 2 * shared)
             return [(0, (1 - shared / whole).sum())]
+        case "rotated", "forward":
+            a, b = (x.astype(float) for x in inputs)
+            return [(0, oracle.matrix(oracle_turned.rotated_iou, a, b))]
+        case "rotated", "losses":
+            pairs = zip(*(x.astype(float) for x in inputs), strict=True)
+            return [(0, sum(1 - oracle_turned.rotated_iou(*pair) for pair in pairs))]
+        case "rotated", _:
+            return []
         case "nms", _:
             kept = oracle.nms(*inputs, 0.5)
             return [(0, np.pad(kept, (0, job.n - len(kept)), constant_values=-1))]

@@ -173,7 +173,7 @@ def test_what_the_gradients_share_is_computed_by_one_loop():
     program = jax.jit(pullback).lower(*shapes).compile().as_text()
     plane = r"f32\[1,16,1024\]\S*"
     assert re.search(rf"= \({plane}( /\*index=5\*/)?.* fusion\(", program)
-    # Every division has a loop of its own. Left to XLA there would be thirty.
+    # Divisions have loops of their own. Left to XLA there would be thirty.
     assert len(re.findall(rf"= {plane} fusion\(", program)) <= 8
 
 

@@ -83,8 +83,9 @@ def pairwise_vjp(
     # Checkpointed: a derivative of this derivative recomputes the block again.
     @jax.checkpoint
     def block_vjp(planes1: Planes, block: Array) -> tuple[Planes, Planes]:
-        both = measure.pairs_vjp(_rows(planes1), columns, block)
-        over_columns, over_rows = _together(both)
+        over_columns, over_rows = measure.pairs_vjp(
+            _rows(planes1), columns, block, together=_together
+        )
         return tuple(g.sum(2) for g in over_columns), tuple(g.sum(1) for g in over_rows)
 
     if steps == 1:
