@@ -52,26 +52,41 @@ def interpreted(platform, function, *args):
 
 
 def crowd(n, m):
-    """Two images: many equal values, masked boxes that hold NaN, and one that is."""
+    """Two images: every box twice, masked ones that would win or hold NaN, and NaN."""
     rng = np.random.default_rng(n)
     a, b = (rng.integers(0, 9, (2, s, 4)).astype(np.float32) for s in (n, m))
     a[..., 2:], b[..., 2:] = a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:]
+    for x in (a, b):
+        half = x.shape[1] // 2
+        x[:, half : 2 * half] = x[:, :half]
     where1, where2 = rng.random((2, n)) < 0.8, rng.random((2, m)) < 0.8
-    a[~where1], b[~where2] = np.nan, np.inf
-    a[1, n // 2, 0] = np.nan
     where2[1] &= m < 99  # an image without targets
+    b[:, ::3] = np.where(where2[:, ::3, None], b[:, ::3], a[:, :1])
+    a[:, ::3] = np.where(where1[:, ::3, None], a[:, ::3], b[:, -1:])
+    a[:, 1::3] = np.where(where1[:, 1::3, None], a[:, 1::3], np.nan)
+    b[:, 1::3] = np.where(where2[:, 1::3, None], b[:, 1::3], np.inf)
+    a[1, n // 2, 0] = np.nan
     return planes(a), planes(b), where1, where2
 
 
 SIZES = [(300, 37), (1, 130)]
 
 
+@pytest.fixture
+def small(platform, monkeypatch):
+    """Blocks so small that there are several along every axis."""
+    kernel = module(platform)
+    few = {"_MATCH_LANES": 256, "_MATCH_SUBLANES": 128, "_BLOCKS": 1}
+    for name in few.keys() & vars(kernel).keys():
+        monkeypatch.setattr(kernel, name, few[name])
+    return kernel
+
+
 @every_platform
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_best_match_is_that_of_xla(platform, size):
+def test_best_match_is_that_of_xla(platform, size, small):
     arguments = crowd(*size)
-    kernel = module(platform)
-    find = functools.partial(kernel.best_match, jaxiou.iou, ties=True)
+    find = functools.partial(small.best_match, jaxiou.iou, ties=True)
     found = interpreted(platform, find, *arguments)
     wanted = jax.jit(functools.partial(xla.best_match, jaxiou.iou, ties=True))
     for name, x, y in zip(found._fields, found, wanted(*arguments), strict=True):
@@ -79,16 +94,15 @@ def test_best_match_is_that_of_xla(platform, size):
 
 
 @every_platform
-def test_the_matrix_and_its_gradient_are_those_of_xla(platform):
+def test_the_matrix_and_its_gradient_are_those_of_xla(platform, small):
     measure, size = jaxiou.giou, SIZES[0]
     a, b = (planes(random_boxes(k, 2, s, extent=30)) for k, s in enumerate(size))
-    kernel = module(platform)
-    found = interpreted(platform, functools.partial(kernel.pairwise, measure), a, b)
+    found = interpreted(platform, functools.partial(small.pairwise, measure), a, b)
     wanted = jax.jit(functools.partial(xla.pairwise, measure))(a, b)
     np.testing.assert_allclose(found, wanted, atol=1e-6)  # a few ulp of the terms
 
     given = np.random.default_rng(0).normal(size=wanted.shape).astype(np.float32)
-    back = functools.partial(kernel.pairwise_vjp, measure)
+    back = functools.partial(small.pairwise_vjp, measure)
     found = interpreted(platform, back, a, b, given)
     wanted = jax.jit(functools.partial(xla.pairwise_vjp, measure))(a, b, given)
     for x, y in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
