@@ -31,8 +31,8 @@ def names(text: str) -> frozenset[str]:
 # Operations that every kernel compiler knows.
 COMMON = names(
     "abs add and broadcast_in_dim clamp convert_element_type copy copy_p cos div eq "
-    "exp exp2 ge gt integer_pow le log lt max min mul ne neg or round rsqrt select_n "
-    "sign sin sqrt square sub tanh xor"
+    "exp exp2 ge gt le log lt max min mul ne neg or round rsqrt select_n "
+    "sin sqrt square sub tanh xor"
 )
 
 
@@ -79,7 +79,7 @@ def _inline(
         if body is not None:
             results = _inline(body.jaxpr, body.consts, operands)
         elif name in _ARITHMETIC:
-            results = [_ARITHMETIC[name](*operands)]
+            results = [_ARITHMETIC[name](*operands, **equation.params)]
         else:
             results = equation.primitive.bind(*operands, **equation.params)
             if not equation.primitive.multiple_results:
@@ -106,29 +106,59 @@ def _body(equation: Any) -> core.ClosedJaxpr | None:
     return bodies[0] if bodies else None
 
 
-def _floor(x: Array) -> Array:
+def _add(x: Array, y: Array, **_: Any) -> Array:
+    return x + y
+
+
+def _same(x: Array, **_: Any) -> Array:
+    return x
+
+
+def _not(x: Array, **_: Any) -> Array:
+    return x ^ jnp.ones_like(x) if x.dtype == jnp.bool_ else -1 - x
+
+
+def _is_finite(x: Array, **_: Any) -> Array:
+    return jnp.abs(x) < jnp.inf
+
+
+def _floor(x: Array, **_: Any) -> Array:
     near = jax.lax.round(x, jax.lax.RoundingMethod.TO_NEAREST_EVEN)
     return jnp.where(near > x, near - 1, near)
 
 
-def _log1p(x: Array) -> Array:
-    """W. Kahan's: what rounding took from 1 + x, it took from its logarithm too."""
-    more = 1 + x
-    lost = more == 1
-    return jnp.where(lost, x, jnp.log(more) * (x / jnp.where(lost, 1, more - 1)))
+def _sign(x: Array, **_: Any) -> Array:
+    return jnp.where(x > 0, 1, jnp.where(x < 0, -1, x))
 
 
-def _expm1(x: Array) -> Array:
-    """W. Kahan's, the other way round."""
+def _tan(x: Array, **_: Any) -> Array:
+    return jnp.sin(x) / jnp.cos(x)
+
+
+def _log1p(x: Array, **_: Any) -> Array:
+    """2 artanh(x / (2 + x)) as a series, where 1 + x would lose digits of x."""
+    near = (x > -0.33) & (x < 0.5)
+    s = jnp.where(near, x, 0) / (2 + jnp.where(near, x, 0))
+    t = s * s
+    series = (((t / 11 + 1 / 9) * t + 1 / 7) * t + 1 / 5) * t + 1 / 3
+    return jnp.where(near, 2 * (s + s * t * series), jnp.log(1 + x))
+
+
+def _expm1(x: Array, **_: Any) -> Array:
+    """W. Kahan's: what rounding took from the power, it took from its logarithm too."""
     power = jnp.exp(x)
     plain = (power == 1) | (power - 1 == -1) | (power > 1e6)
     safe = jnp.where(plain, 2, power)
-    return jnp.where(
-        power == 1, x, jnp.where(plain, power - 1, (safe - 1) * (x / jnp.log(safe)))
-    )
+    careful = (safe - 1) * (x / jnp.log(safe))
+    return jnp.where(power == 1, x, jnp.where(plain, power - 1, careful))
 
 
-def _pow(x: Array, y: Array) -> Array:
+def _integer_pow(x: Array, *, y: int, **_: Any) -> Array:
+    power = functools.reduce(operator.mul, [x] * abs(y), jnp.ones_like(x))
+    return 1 / power if y < 0 else power
+
+
+def _pow(x: Array, y: Array, **_: Any) -> Array:
     """x ** y of positive x; what the logarithm and the product lose, is put back."""
     positive = x > 0
     x = jnp.where(positive, x, 1)
@@ -139,7 +169,7 @@ def _pow(x: Array, y: Array) -> Array:
     product = log * y
     lost = ((high1 * high2 - product) + high1 * low2 + low1 * high2) + low1 * low2
     power = jnp.exp(product)
-    return jnp.where(positive, power + power * (lost + rest * y), 0)
+    return jnp.where(positive, power * (1 + (lost + rest * y)), 0)
 
 
 def _halves(x: Array) -> tuple[Array, Array]:
@@ -148,31 +178,17 @@ def _halves(x: Array) -> tuple[Array, Array]:
     return high, x - high
 
 
-def _same(x: Array) -> Array:
-    return x
-
-
-def _not(x: Array) -> Array:
-    return x ^ jnp.ones_like(x) if x.dtype == jnp.bool_ else -1 - x
-
-
-def _is_finite(x: Array) -> Array:
-    return jnp.abs(x) < jnp.inf
-
-
-def _tan(x: Array) -> Array:
-    return jnp.sin(x) / jnp.cos(x)
-
-
 # What some compiler lacks, or gets wrong, of others that all of them know.
 _ARITHMETIC: dict[str, Callable[..., Array]] = {
-    "add_any": operator.add,
+    "add_any": _add,
     "expm1": _expm1,
     "floor": _floor,
+    "integer_pow": _integer_pow,
     "is_finite": _is_finite,
     "log1p": _log1p,
     "not": _not,
     "pow": _pow,
+    "sign": _sign,
     "stop_gradient": _same,
     "tan": _tan,
 }

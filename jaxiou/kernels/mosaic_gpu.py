@@ -38,8 +38,9 @@ _load: Any = functools.partial(plgpu.load, optimized=False)
 _MATCH = 256, 8
 _BACK = 64, 8
 _DENSE = 64, 32
-# Blocks of threads that a GPU of 132 multiprocessors should have at least.
-_BLOCKS = 528
+# Blocks of threads that a GPU of 132 multiprocessors should have at least: two each are
+# what fits, by their registers.
+_BLOCKS = 264
 
 
 def _kernel(name: str, body: Callable, out: Any, grid: tuple[int, ...]) -> Callable:
