@@ -89,6 +89,8 @@ from .measures import giou as giou
 from .measures import iof as iof
 from .measures import iou as iou
 from .measures import measure as measure
+from .metrics import Evaluation as Evaluation
+from .metrics import average_precision as average_precision
 from .one_to_one import box_l1_cost as box_l1_cost
 from .one_to_one import focal_cost as focal_cost
 from .one_to_one import match_one_to_one as match_one_to_one
