@@ -308,12 +308,14 @@ def closed(a, b, cotangent):
 
 
 def shared(a, b):
-    return {"seven": 7 + 0 * (a[0] + b[0])}
+    # Of pairs, of one side, and no number at all.
+    return {"seven": 7 + 0 * (a[0] + b[0]), "one": 1 + 0 * a[1], "left": a[0] < b[0]}
 
 
 def made_of_it(a, b, cotangent, shared):
     zero = jnp.zeros_like(cotangent)
-    return (zero, shared["seven"] * cotangent, zero, zero), (zero, zero, zero, zero)
+    seven = jnp.where(shared["left"], shared["seven"], 7 * shared["one"])
+    return (zero, seven * cotangent, zero, zero), (zero, zero, zero, zero)
 
 
 def test_a_measure_of_two_lines_works_everywhere():

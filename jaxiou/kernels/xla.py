@@ -129,17 +129,29 @@ def _together(planes: Any) -> Any:
     two, the second half of which is zero.
     """
     leaves, tree = jax.tree.flatten(planes)
-
-    def one_loop(*planes: Array) -> tuple[Array, ...]:
-        first = jnp.array([True, False]).reshape(2, *(1,) * planes[0].ndim)
-        halves = [jnp.where(first, p[None], 0) for p in planes]
-        zeros = [jnp.zeros((), p.dtype) for p in planes]
-        return tuple(jax.lax.reduce(halves, zeros, _add, (0,)))
-
-    written = jax.lax.platform_dependent(
-        *leaves, cpu=one_loop, default=lambda *planes: planes
+    shape = jnp.broadcast_shapes(*(p.shape for p in leaves))
+    # Of a closed form's own making may be planes of one side, and masks.
+    pairs = [p.shape == shape and jnp.issubdtype(p.dtype, jnp.floating) for p in leaves]
+    written = iter(
+        jax.lax.platform_dependent(
+            [p for p, pair in zip(leaves, pairs, strict=True) if pair],
+            cpu=_one_loop,
+            default=lambda planes: planes,
+        )
     )
-    return jax.tree.unflatten(tree, written)
+    leaves = [
+        next(written) if pair else p for p, pair in zip(leaves, pairs, strict=True)
+    ]
+    return jax.tree.unflatten(tree, leaves)
+
+
+def _one_loop(planes: list[Array]) -> list[Array]:
+    if not planes:
+        return planes
+    first = jnp.array([True, False]).reshape(2, *(1,) * planes[0].ndim)
+    halves = [jnp.where(first, p[None], 0) for p in planes]
+    zeros = [jnp.zeros((), p.dtype) for p in planes]
+    return list(jax.lax.reduce(halves, zeros, _add, (0,)))
 
 
 @_together.defjvp
