@@ -30,6 +30,11 @@ _DENSE_LANES, _DENSE_SUBLANES = 512, 256
 _BACK_LANES, _BACK_SUBLANES = 256, 128
 
 
+def suits() -> bool:
+    """Whether the TPUs of this machine are of the right kind: all are."""
+    return True
+
+
 def _columns(ref: Any, rows: Any, count: int) -> Planes:
     """Some boxes on sublanes, `(8, 1)` per plane, of boxes that were turned round."""
     return tuple(ref[rows, k : k + 1] for k in range(count))
