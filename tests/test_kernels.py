@@ -1,6 +1,7 @@
 """The kernels without their accelerators: interpreted, lowered, and compiled ahead."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -191,6 +192,16 @@ def test_the_gradient_has_a_gradient():
         return jax.jit(jax.grad(first))(a)
 
     np.testing.assert_array_equal(second(None), second("xla"))
+
+
+def test_older_gpus_are_left_to_xla(monkeypatch):
+    kernel = module("cuda")
+    for capability, some in (("8.0", 0), ("9.0", 1), ("10.0", 1), ("12.0", 0)):
+        device = types.SimpleNamespace(compute_capability=capability)
+        monkeypatch.setattr(kernel.jax, "devices", lambda _, d=device: [d])
+        sides = f32(64, 4), f32(9, 4)
+        program = lowered(lambda *x: jaxiou.best_match(*x), *sides, platform="cuda")
+        assert calls(program)["cuda"] == some
 
 
 @every_platform

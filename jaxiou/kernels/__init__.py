@@ -205,17 +205,18 @@ def _lower(platform: str | None, context: Any, *operands: Any, **static: Any) ->
     """The kernel where it may run alone, else what `xla` does."""
     call, kernels = static["call"], static["kernels"]
     names = [name for name in kernels if _KERNELS[name] == platform]
+    alone = _runs_alone(context.module_context.axis_context)
     module = xla
-    if names and _runs_alone(context.module_context.axis_context):
+    if names and alone and _module(names[0]).suits():
         module = _module(names[0])
     elif call.named:
-        wanted = _KERNELS[kernels[0]]
         raise NotImplementedError(
             f"jaxiou: the {kernels[0]} kernels run on one device; call this inside of "
             "`jax.shard_map`, with all axes of the mesh."
-            if names
-            else f"jaxiou: the {kernels[0]} kernels run on {wanted!r} only; leave "
-            "`implementation` out for the fastest that runs on each platform."
+            if names and not alone
+            else f"jaxiou: the {kernels[0]} kernels run on {_KERNELS[kernels[0]]!r} "
+            "alone, not on any kind of it; leave `implementation` out for the fastest "
+            "that runs on each."
         )
     return mlir.lower_fun(call.by(module), multiple_results=True)(context, *operands)
 

@@ -43,6 +43,16 @@ _DENSE = 64, 32
 _BLOCKS = 264
 
 
+def suits() -> bool:
+    """Whether the GPUs of this machine are of the right kind, where it has any."""
+    try:
+        found = jax.devices("cuda")
+    except RuntimeError:  # Lowered for another machine, of which nothing is known.
+        return True
+    # 9 is Hopper, 10 Blackwell; the cards for desktops go by 8 and 12.
+    return all(9 <= float(device.compute_capability) < 11 for device in found)
+
+
 def _kernel(name: str, body: Callable, out: Any, grid: tuple[int, ...]) -> Callable:
     """A kernel of `body(position, *refs)` on a grid of batch, parts and blocks."""
 

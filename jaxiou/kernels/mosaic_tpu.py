@@ -8,6 +8,7 @@ Not measured: these kernels were compiled for TPUs, and run in Pallas' interpret
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,6 +28,11 @@ _LANES, _SUBLANES = 128, 8
 _MATCH_LANES, _MATCH_SUBLANES = 512, 1024
 _DENSE_LANES, _DENSE_SUBLANES = 512, 256
 _BACK_LANES, _BACK_SUBLANES = 256, 128
+
+
+def suits() -> bool:
+    """Whether the TPUs of this machine are of the right kind: all are."""
+    return True
 
 
 def _columns(ref: Any, rows: Any, count: int) -> Planes:
@@ -88,24 +94,45 @@ def pairwise(measure: Measure, planes1: Planes, planes2: Planes) -> Array:
 def pairwise_vjp(
     measure: Measure, planes1: Planes, planes2: Planes, cotangent: Array
 ) -> tuple[Planes, Planes]:
-    """`xla.pairwise_vjp`; rows get one partial sum per block of columns."""
-    (batch, n, m), count = cotangent.shape, len(planes1)
-    if not batch * n * m:
+    """`xla.pairwise_vjp`, the larger set on lanes, as XLA lays out such a matrix.
+
+    The other set gets one partial sum per block of lanes.
+    """
+    if not cotangent.size:
         return xla.pairwise_vjp(measure, planes1, planes2, cotangent)
+
+    def slopes(on_sublanes: Planes, on_lanes: Planes, given: Array) -> Planes:
+        return _blocks.derivative(measure, on_sublanes, on_lanes, given)
+
+    def turned(on_sublanes: Planes, on_lanes: Planes, given: Array) -> Planes:
+        both = _blocks.derivative(measure, on_lanes, on_sublanes, given)
+        return both[len(on_lanes) :] + both[: len(on_lanes)]
+
+    if planes1[0].shape[1] > planes2[0].shape[1]:
+        sums = _sums(turned, planes2, planes1, cotangent.swapaxes(1, 2))
+        return sums[1], sums[0]
+    return _sums(slopes, planes1, planes2, cotangent)
+
+
+def _sums(
+    slopes: Callable[..., Planes], planes1: Planes, planes2: Planes, cotangent: Array
+) -> tuple[Planes, Planes]:
+    """Sums of slopes along both axes, the first one on sublanes."""
+    (batch, n, m), count = cotangent.shape, len(planes1)
     rows, lanes = _BACK_SUBLANES, min(_BACK_LANES, round_up(m, _LANES))
     steps1, steps2 = pl.cdiv(n, rows), pl.cdiv(m, lanes)
+    used = rows if steps1 > 1 else round_up(n, _SUBLANES)
     boxes1 = _blocks.stack(planes1, steps1 * rows, _SUBLANES)
     boxes2 = _blocks.stack(planes2, steps2 * lanes)
-    body = functools.partial(_back, measure, count, (n, m))
     like = planes1[0]
     sums1, sums2 = _call(
         "jaxiou_pairwise_vjp",
-        body,
+        functools.partial(_back, slopes, count, (n, m)),
         grid=(batch, steps2, steps1),
         in_specs=[
             pl.BlockSpec((None, boxes1.shape[1], rows), lambda b, j, i: (b, 0, i)),
             pl.BlockSpec((None, count, lanes), lambda b, j, i: (b, 0, j)),
-            pl.BlockSpec((None, rows, lanes), lambda b, j, i: (b, i, j)),
+            pl.BlockSpec((None, used, lanes), lambda b, j, i: (b, i, j)),
         ],
         out_specs=[
             pl.BlockSpec((None, None, count, rows), lambda b, j, i: (b, j, 0, i)),
@@ -127,7 +154,9 @@ def pairwise_vjp(
     )
 
 
-def _back(measure: Measure, count: int, size: tuple[int, int], *refs: Any) -> None:
+def _back(
+    slopes: Callable[..., Planes], count: int, size: tuple[int, int], *refs: Any
+) -> None:
     boxes1, boxes2, cotangent, sums1, sums2, columns, strips = refs
     j, i = pl.program_id(1), pl.program_id(2)
     rows, lanes = cotangent.shape
@@ -142,8 +171,7 @@ def _back(measure: Measure, count: int, size: tuple[int, int], *refs: Any) -> No
         wide1 = tuple(jnp.broadcast_to(p, piece) for p in wide1)
         # Beyond the edge of the matrix lies anything.
         inside = (row < size[0] - k * _SUBLANES) & (column < size[1])
-        block = jnp.where(inside, cotangent[_piece(k), :], 0)
-        over = _blocks.derivative(measure, wide1, wide2, block)
+        over = slopes(wide1, wide2, jnp.where(inside, cotangent[_piece(k), :], 0))
         for p, plane in enumerate(over[:count]):
             parts = (plane[:, x : x + _LANES] for x in range(0, lanes, _LANES))
             strips[p, _piece(k), :] = functools.reduce(jnp.add, parts)
