@@ -77,6 +77,15 @@ def _along(ref: Any, start: Array, size: int, axis: int) -> Array:
     return _load(ref.at[pl.ds(start, size)], layout=layout)
 
 
+def _store(ref: Any, value: Array) -> None:
+    """From registers straight to global memory, in whatever order they hold it."""
+    store: Any = getattr(plgpu, "store", None)
+    if store is not None:  # From jax 0.12 on, where an assignment asks for more.
+        store(ref, value, optimized=False)
+    else:
+        ref[...] = value
+
+
 def _wide(plane: Array, tile: tuple[int, int], axis: int) -> Array:
     return jax.lax.broadcast_in_dim(plane, tile, (axis,))
 
@@ -121,7 +130,7 @@ def pairwise(measure: Measure, planes1: Planes, planes2: Planes) -> Array:
         )
         i, j = (pl.ds(s, t) for s, t in zip(starts, _DENSE, strict=True))
         values = _blocks.values(measure, *planes)
-        out[batch, i, j] = plgpu.layout_cast(values, _LAYOUT)
+        _store(out.at[batch, i, j], plgpu.layout_cast(values, _LAYOUT))
 
     out = struct((batch, *size), planes1[0].dtype, planes1[0])
     kernel = _kernel("jaxiou_pairwise", body, out, (batch, parts, blocks))
@@ -203,7 +212,7 @@ def _back(
     start = tuple(_full(_BACK, 0.0) for _ in range(count))
     totals = jax.lax.fori_loop(0, steps, step, start)
     for k, total in enumerate(totals):
-        out[part, k, pl.ds(own, _BACK[axis])] = total.sum(axis=other)
+        _store(out.at[part, k, pl.ds(own, _BACK[axis])], total.sum(axis=other))
 
 
 def best_match(
@@ -279,8 +288,8 @@ def _match(
         place = jnp.where(better, jax.lax.broadcast(start, _MATCH), place)
         best2 = found.max(axis=0)
         where = jnp.where(found == _wide(best2, _MATCH, 1), row, far).min(axis=0)
-        value2[pl.ds(start, _MATCH[1])] = best2
-        index2[pl.ds(start, _MATCH[1])] = first + where
+        _store(value2.at[pl.ds(start, _MATCH[1])], best2)
+        _store(index2.at[pl.ds(start, _MATCH[1])], first + where)
         return top, place, tied
 
     nothing = _full(_MATCH, 0, jnp.int32)
@@ -288,7 +297,7 @@ def _match(
     top, place, tied = jax.lax.fori_loop(0, steps, step, start)
     best1 = top.max(axis=1)
     place = jnp.where(top == _wide(best1, _MATCH, 0), place + _place(_MATCH, 1), far)
-    value1[rows] = best1
-    index1[rows] = place.min(axis=1)
+    _store(value1.at[rows], best1)
+    _store(index1.at[rows], place.min(axis=1))
     if ties:
-        tied1[0][rows] = tied.max(axis=1)
+        _store(tied1[0].at[rows], tied.max(axis=1))
