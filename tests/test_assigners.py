@@ -196,15 +196,21 @@ def test_points_lie_inside_of_boxes_that_turn():
 def test_nothing_of_the_size_of_all_pairs_exists():
     """A million anchors and two thousand targets, of which nothing is computed."""
     n, m = 1_000_000, 2_000
+    assert temporaries([(n, 1), (n, 4), (n, 2), (m,), (m, 4)]) < 200e6
+    # 128 images: their matrices would be 21 GB.
+    b, n, m = 128, 8_400, 4_967
+    assert temporaries([(b, n, 8), (b, n, 4), (n, 2), (b, m), (b, m, 4)]) < 100e6
+
+
+def temporaries(shapes):
+    """Bytes that the compiled assignment takes beside its inputs and results."""
     before = _top._COLUMNS, _top._PAIRS
     _top._COLUMNS, _top._PAIRS = 32, 1 << 17
-    shapes = [(n, 1), (n, 4), (n, 2), (m,), (m, 4)]
     kinds = [jnp.float32] * 3 + [jnp.int32, jnp.float32]
     arguments = map(jax.ShapeDtypeStruct, shapes, kinds)
-    size = jax.jit(jaxiou.match_task_aligned).lower(*arguments).compile()
+    program = jax.jit(jaxiou.match_task_aligned).lower(*arguments).compile()
     _top._COLUMNS, _top._PAIRS = before
-    # Of all pairs one bit each would be 250 MB.
-    assert size.memory_analysis().temp_size_in_bytes < 200e6
+    return program.memory_analysis().temp_size_in_bytes
 
 
 def test_errors_name_the_argument():
