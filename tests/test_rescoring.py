@@ -134,7 +134,9 @@ def test_many_small_blocks(monkeypatch):
     rng = np.random.default_rng(2)
     boxes, scores = clusters(rng, 50), rng.uniform(size=50).astype("f4")
     decay = DECAYS["linear"]
-    result = jaxiou.matrix_nms(boxes, scores, max_outputs=50, decay=decay)
+    result = jax.jit(functools.partial(jaxiou.matrix_nms, max_outputs=50, decay=decay))(
+        boxes, scores
+    )
     check(result, matrix(matrix_of(boxes, None, jaxiou.iou), scores, decay, -1))
 
 
