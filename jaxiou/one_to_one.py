@@ -251,7 +251,7 @@ def focal_cost(
 
 def _hungarian() -> Solver:
     try:
-        import optax  # type: ignore[import-untyped]
+        import optax
     except ImportError:
         raise ImportError(
             "jaxiou.match_one_to_one: needs Optax for its default solver, `pip install "
