@@ -198,7 +198,11 @@ def _compiled(call: _Call, kernels: tuple[str, ...]) -> Callable[..., list[Array
 
 @_kernel.def_impl
 def _run(*leaves: Array, call: _Call, kernels: tuple[str, ...]) -> list[Array]:
-    return _compiled(call, kernels)(*leaves)
+    by_hand = jax.config.jax_disable_jit  # type: ignore[attr-defined]
+    if by_hand and not call.named:
+        return call.by(xla)(*leaves)  # one operation at a time, as asked for
+    with jax.disable_jit(False):  # A kernel exists in a compiled program only.
+        return _compiled(call, kernels)(*leaves)
 
 
 def _lower(platform: str | None, context: Any, *operands: Any, **static: Any) -> Any:
