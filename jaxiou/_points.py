@@ -19,7 +19,9 @@ def as_columns(planes: Planes) -> Planes:
 
 
 def taken(planes: Planes, index: Array) -> Planes:
-    """Those of every index; of -1 some other one, to be masked."""
+    """Those of every index; of -1 some other one, or zeros, to be masked."""
+    if not planes[0].size:
+        return tuple(jnp.zeros(index.shape, p.dtype) for p in planes)
     return tuple(jnp.take(p, index, mode="clip") for p in planes)
 
 
@@ -69,7 +71,5 @@ def own_values(
     measure: Measure, anchors: Planes, targets: Planes, index: Array
 ) -> Array:
     """`(n,)`: the measure of each anchor with its target, -inf where it has none."""
-    if not targets[0].size:
-        return jnp.full(index.shape, -jnp.inf, anchors[0].dtype)
     values = measure.planes(anchors, taken(targets, index))
     return jnp.where(index >= 0, values, -jnp.inf)

@@ -378,9 +378,6 @@ def match_simota(
     return _assignment(operands, found)
 
 
-# The operands of all three.
-
-
 def _operands(
     function: str,
     measure: Any,
@@ -474,9 +471,6 @@ def _own_scores(scores: Array, labels: Array, index: Array) -> Array:
         return jnp.zeros(index.shape, scores.dtype)
     label = jnp.take(labels, index, mode="clip")
     return jnp.take_along_axis(scores, label[:, None], axis=1, mode="clip")[:, 0]
-
-
-# Numbers.
 
 
 def _power(x: Array, exponent: float) -> Array:

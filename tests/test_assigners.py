@@ -134,6 +134,18 @@ def test_contents_of_padding_change_no_bit(name, content):
         np.testing.assert_array_equal(found.indices[where_anchors], left)
 
 
+def test_no_anchor():
+    boxes, points, targets = jnp.zeros((0, 4)), jnp.zeros((0, 2)), jnp.ones((2, 4))
+    predicted = jnp.zeros((0, CLASSES)), boxes, points, jnp.zeros(2, int), targets
+    found = [
+        jaxiou.match_atss(boxes, targets, level_sizes=[0]),
+        jaxiou.match_task_aligned(*predicted),
+        jaxiou.match_simota(*predicted, strides=jnp.zeros(0)),
+    ]
+    for each in found:
+        assert each.indices.shape == each.values.shape == (0,)
+
+
 @every_assigner
 def test_no_target_and_nan(name):
     x = scene(2)
