@@ -58,7 +58,9 @@ def child(config, regime, folder):
     ]
     flags = [f"--{name}" for name in ("peers", "tiny") if getattr(config, name)]
     command = [sys.executable, "-m", "benchmarks", "--regime", regime, "--json", out]
-    environment = {**os.environ, **REGIMES[regime], "BENCHMARKS_CHILD": "1"}
+    # JAX and torch share a GPU.
+    sharing = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}
+    environment = {**sharing, **REGIMES[regime], "BENCHMARKS_CHILD": "1"}
     subprocess.run([*command, *fields, *flags], env=environment, check=True)
     return json.loads(out.read_text())
 
@@ -77,10 +79,13 @@ def main(arguments=None):
 
         settings = {k: getattr(config, k) for k in ("rounds", "seconds", "tiny")}
         peers = PEERS if config.peers else ()
-        results = measure.run(only, peers=peers, **settings)
-        for row in results["rows"]:
-            row["regime"] = config.regime
-        config.json.write_text(json.dumps(results))
+
+        def keep(results):
+            for row in results["rows"]:
+                row["regime"] = config.regime
+            config.json.write_text(json.dumps(results))
+
+        measure.run(only, peers=peers, keep=keep, **settings)
         return None
     regimes = list(REGIMES) if config.regime == "both" else [config.regime]
     with tempfile.TemporaryDirectory() as folder:

@@ -14,6 +14,7 @@ from . import plain, plain_masks
 from .timing import Call, Skip
 
 THRESHOLD = 0.5  # of suppression
+LARGE = 4 << 30  # bytes of a matrix
 
 
 def compiled(function, *inputs, scale=1.0):
@@ -21,7 +22,8 @@ def compiled(function, *inputs, scale=1.0):
     program = jax.jit(function).lower(*inputs).compile()
     memory = program.memory_analysis()
     return Call(
-        lambda: jax.block_until_ready(program(*inputs)),
+        lambda: program(*inputs),
+        wait=jax.block_until_ready,
         temporary=memory and memory.temp_size_in_bytes,
         scale=scale,
     )
@@ -86,6 +88,8 @@ def naive(job, inputs):
         case "match", case:
             refuse_large(job)
             one = _best if case == "best_match" else _anchors
+            if jax.default_backend() != "cpu" and 4 * job.pairs <= LARGE:
+                return compiled(jax.vmap(one), *inputs)
             return compiled(lambda *x: jax.lax.map(lambda x: one(*x), x), *inputs)
         case "losses", name:
             formula, stop = getattr(plain, name), jax.lax.stop_gradient
@@ -94,6 +98,7 @@ def naive(job, inputs):
         case "masks", name:
             return compiled(value_and_gradient(getattr(plain_masks, name)), *inputs)
         case "nms", _:
+            refuse_large(job)
             return compiled(_greedy, *inputs)
         case "rotated", "losses":
             loss = lambda a, b: 1 - plain.turned(jnp, a.T, b.T)  # noqa: E731
@@ -116,7 +121,8 @@ def limit(job, inputs):
         case ("losses" | "masks", _) | ("rotated", "losses"):
             return compiled(jnp.add, *inputs)  # reads two, writes one
         case "pairwise" | "match", _:
-            size, boxes = 1 << 18, 32
+            # Enough for an accelerator to be busy longer than it takes to ask it.
+            size, boxes = 1 << (18 if jax.default_backend() == "cpu" else 24), 32
             a, b = jnp.ones((4, size)), jnp.full((boxes, 4), 0.5)
             return compiled(_arithmetic, a, b, scale=job.pairs / (size * boxes))
     raise Skip
@@ -124,8 +130,9 @@ def limit(job, inputs):
 
 def refuse_large(job):
     """For implementations that write the matrix, often several times over."""
-    if 4 * job.n * job.m > 4 << 30:
-        raise Skip(f"its matrix alone has {4 * job.n * job.m / 1e9:.0f} GB")
+    size = 4 * job.n * (job.n if job.family == "nms" else job.m)
+    if size > LARGE:
+        raise Skip(f"its matrix alone has {size / 1e9:.0f} GB")
 
 
 def _arithmetic(a, b):

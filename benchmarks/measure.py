@@ -108,9 +108,10 @@ def measure(job, *, peers, rounds, seconds, rng):
     calls, notes = prepare(job, peers)
     if job.family == "memory":
         rounds = 1
-    looks = {name: first_look(call.run) for name, call in calls.items()}
+    looks = {name: first_look(call) for name, call in calls.items()}
     usual = {name: elapsed for name, (elapsed, _) in looks.items()}
-    times = interleaved(calls, usual, rounds, seconds, rng)
+    queue = jax.default_backend() != "cpu"
+    times = interleaved(calls, usual, rounds, seconds, rng, queue=queue)
     shared = {k: getattr(job, k) for k in ("family", "case", "workload", "pairs")}
     for name in [*calls, *notes]:
         row = {**shared, "traffic": job.traffic, "implementation": name}
@@ -118,13 +119,18 @@ def measure(job, *, peers, rounds, seconds, rng):
             yield {**row, "note": notes[name]}
             continue
         row |= {"ms": times[name], "temporary_bytes": calls[name].temporary}
-        yield {**row, "peak_bytes": None if name == "limit" else looks[name][1]}
+        # What the process holds says nothing of an accelerator's memory.
+        known = name != "limit" and not queue
+        yield {**row, "peak_bytes": looks[name][1] if known else None}
 
 
-def run(only, *, peers, rounds, seconds, tiny=False, log=print):
+def run(only, *, peers, rounds, seconds, tiny=False, log=print, keep=lambda _: None):
+    """The results of all jobs; `keep` gets those so far after each of them."""
     rng = np.random.default_rng(0)
-    rows = []
-    for job in jobs(only, tiny=tiny):
+    results = {"head": head(), "rows": []}
+    rows = results["rows"]
+    larger = jax.default_backend() != "cpu"
+    for job in jobs(only, tiny=tiny, larger=larger):
         log(f"{job.family} {job.case} {job.workload}", end=":", flush=True)
         settings = dict(peers=peers, rounds=rounds, seconds=seconds, rng=rng)
         for row in measure(job, **settings):
@@ -132,9 +138,10 @@ def run(only, *, peers, rounds, seconds, tiny=False, log=print):
             short = f"{np.median(row['ms']):.4g}" if "ms" in row else f"({row['note']})"
             log(f" {row['implementation']} {short}", end=";", flush=True)
         log()
+        keep(results)
         # Neither the programs nor their inputs are needed again.
         jax.clear_caches()
-    return {"head": head(), "rows": rows}
+    return results
 
 
 def head():

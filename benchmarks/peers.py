@@ -13,7 +13,7 @@ import numpy as np
 import jaxiou
 
 from . import plain, plain_masks
-from .in_jax import THRESHOLD, refuse_large
+from .in_jax import LARGE, THRESHOLD, refuse_large
 from .timing import Call, Skip
 
 
@@ -73,13 +73,9 @@ def to_torch(inputs):
         device = "cuda"
 
     def timed(function):
-        def run():
-            result = function()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            return result
-
-        return Call(run)
+        if device == "cpu":
+            return Call(function)
+        return Call(function, wait=lambda _: torch.cuda.synchronize())
 
     # JAX reads a NumPy array in place: torch has its own.
     return torch, [torch.tensor(x, device=device) for x in inputs], timed
@@ -177,7 +173,11 @@ def with_compile(job, inputs):
             whole = lambda a, b, g: torch.func.vjp(matrix, a, b)[1](g)  # noqa: E731
         case "match", "best_match":
             refuse_large(job)
-            whole = torch.compile(lambda a, b: torch_best(matrix(a, b)), dynamic=False)
+            best = lambda a, b: torch_best(matrix(a, b))  # noqa: E731
+            if tensors[0].is_cuda and 4 * job.pairs <= LARGE:
+                whole = torch.compile(torch.vmap(best), dynamic=False)
+                return timed(lambda: whole(*tensors))
+            whole = torch.compile(best, dynamic=False)
             return timed(each_image(torch, whole, tensors))
         case "losses", name:
 

@@ -15,32 +15,37 @@ class Skip(Exception):
 class Call(NamedTuple):
     """One implementation of one job, compiled, with its inputs in place.
 
-    `read` turns what `run` returns into what the others return, outside of the timing;
-    `scale` is the size of the job over that of the call.
+    `wait` blocks until what `run` returned is there, where `run` does not; `read` turns
+    it into what the others return, outside of the timing; `scale` is the size of the
+    job over that of the call.
     """
 
     run: Callable[[], Any]
+    wait: Callable[[Any], Any] = lambda result: result
     read: Callable[[Any], Any] = lambda result: result
     temporary: int | None = None
     scale: float = 1.0
 
 
-def once(run):
-    """Seconds of one call; what it returns is freed after the clock has stopped."""
+def once(call, repeats=1):
+    """Seconds for some calls; what they return is freed after the clock has stopped."""
     start = time.perf_counter()
-    result = run()
+    for _ in range(repeats):
+        result = call.run()
+    call.wait(result)
     elapsed = time.perf_counter() - start
     del result
     return elapsed
 
 
-def interleaved(calls, usual, rounds, seconds, rng):
+def interleaved(calls, usual, rounds, seconds, rng, *, queue=False):
     """Milliseconds per call in every round, the order within a round being random.
 
     `usual` says how many seconds a call takes, about. A visit is one call that is not
     counted (it ends the last neighbour's spinning threads and fetches the inputs) and
     then calls for 10 ms. Slow implementations do without the first, and take part in
-    fewer rounds: as many as `seconds` allow, but three.
+    fewer rounds: as many as `seconds` allow, but three. With `queue` the calls of a
+    visit are waited for together, as an accelerator works them off.
     """
     visits = {
         name: int(min(rounds, max(3, seconds / (2 * time))))
@@ -51,13 +56,17 @@ def interleaved(calls, usual, rounds, seconds, rng):
         for name in rng.permutation([name for name in calls if turn < visits[name]]):
             call, repeats = calls[name], int(min(50, max(1, 0.01 / usual[name])))
             if usual[name] < 0.25:
-                call.run()
-            mean = sum(once(call.run) for _ in range(repeats)) / repeats
+                once(call)
+            if queue:
+                total = once(call, repeats)
+            else:
+                total = sum(once(call) for _ in range(repeats))
+            mean = total / repeats
             times[name].append(float(f"{mean * 1e3 * call.scale:.4g}"))
     return times
 
 
-def first_look(run):
+def first_look(call):
     """Seconds of one call, and the most memory it holds above what was held before.
 
     Linux only, None elsewhere. The kernel's high-water mark is set back first: a
@@ -76,6 +85,6 @@ def first_look(run):
         reset.write_text("5")
         before = kilobytes("VmRSS:")
     except OSError:
-        return once(run), None
-    elapsed = once(run)
+        return once(call), None
+    elapsed = once(call)
     return elapsed, max(0, kilobytes("VmHWM:") - before) * 1024

@@ -13,6 +13,7 @@ WORKLOADS = {
     "crowded": (8_400, 4_967),
     "lopsided": (1_000_000, 2_000),
     "thousand": (1_000, 1_000),
+    "wide": (40_000, 10_000),
 }
 FAMILIES = ("pairwise", "match", "losses", "masks", "nms", "rotated", "memory")
 MATRICES = ("coco", "dense", "long", "square", "crowded")
@@ -84,8 +85,11 @@ class Job:
         return boxes(rng, *lead, self.n), boxes(rng, *lead, self.m)
 
 
-def jobs(only=FAMILIES, *, tiny=False):
-    """All jobs of some families; `tiny` keeps the kinds and shrinks the sizes."""
+def jobs(only=FAMILIES, *, tiny=False, larger=False):
+    """All jobs of some families; `tiny` keeps the kinds and shrinks the sizes.
+
+    `larger` adds what it takes to keep an accelerator busy.
+    """
     loss_names = ("iou", "giou", "diou", "ciou")
     every = [
         *(Job("pairwise", "forward", w, *WORKLOADS[w]) for w in MATRICES),
@@ -105,6 +109,16 @@ def jobs(only=FAMILIES, *, tiny=False):
         Job("memory", "best_match", "1M × 5k", 1_000_000, 5_000),
         Job("memory", "streamed", "crowded × 128", *WORKLOADS["crowded"], 128),
     ]  # fmt: skip
+    if larger:
+        every += [
+            *(
+                Job("pairwise", c, "wide", *WORKLOADS["wide"])
+                for c in ("forward", "vjp")
+            ),
+            Job("match", "best_match", "coco × 64", *WORKLOADS["coco"], 64),
+            *(Job("losses", name, "16M pairs", 16_000_000) for name in loss_names),
+            *(Job("nms", c, "65,536", 65_536) for c in ("random", "clusters")),
+        ]
     if tiny:
         every = [
             dataclasses.replace(

@@ -19,7 +19,7 @@ each term, the overlap of smaller boxes, ...) can get at them.
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from . import _checks, _numerics
+from ._loops import together, varying
 
 Planes = tuple[Array, ...]
 Formula = Callable[..., Array | Planes]
@@ -123,16 +124,15 @@ class Measure:
     ) -> tuple[Planes, Planes]:
         """The same before any sum: all in the shape of the cotangent.
 
-        `together` is applied to the results, and to what a closed form in two steps has
-        all of them share; it returns the same planes.
+        `together` is applied to what a closed form in two steps shares, if it is one;
+        it returns the same planes.
         """
         parameters = dict(self.parameters)
         if isinstance(self.vjp, tuple):
             shared = together(self.vjp[0](planes1, planes2, **parameters))
-            closed = self.vjp[1](planes1, planes2, cotangent, shared, **parameters)
-            return together(closed)
+            return self.vjp[1](planes1, planes2, cotangent, shared, **parameters)
         if self.vjp is not None:
-            return together(self.vjp(planes1, planes2, cotangent, **parameters))
+            return self.vjp(planes1, planes2, cotangent, **parameters)
         # Broadcast first, so that the sums are the caller's: here XLA would fuse them
         # with the formula, and repeat it.
         planes1, planes2 = (
@@ -140,7 +140,7 @@ class Measure:
             for planes in (planes1, planes2)
         )
         _, pullback = jax.vjp(self.planes, planes1, planes2)
-        return together(pullback(cotangent))
+        return pullback(cotangent)
 
     def __call__(
         self, boxes1: _checks.Boxes, boxes2: _checks.Boxes
@@ -382,52 +382,6 @@ def _spread_bwd(
 _spread.defvjp(_spread_fwd, _spread_bwd)
 
 
-def replicate(array: Array, *, keep: int = 0) -> Array:
-    """Gathers all but the first `keep` axes where a mesh has Explicit axes.
-
-    Sorting, scattering and walking blocks along a sharded axis have no sharding rule
-    there. Coordinates are O(n): gathering them is cheap, unlike a matrix.
-    """
-    if not _checks.is_sharded(array, start=keep):
-        return array
-    spec = jax.typeof(array).sharding.spec
-    kept = jax.sharding.PartitionSpec(*spec[:keep], *(None,) * (array.ndim - keep))
-    return jax.sharding.reshard(array, kept)
-
-
-def varying(tree: Any, arrays: Iterable[Array]) -> Any:
-    """Arrays typed like others: varying over the same axes inside of `shard_map`.
-
-    What a loop carries must have one type in every round, so a constant it begins with
-    gets the type of what it is replaced by.
-    """
-
-    def axes(array: Array) -> frozenset[str]:
-        return jax.typeof(array).manual_axis_type.varying
-
-    wanted: frozenset[str] = frozenset().union(*(axes(array) for array in arrays))
-
-    def one(array: Array) -> Array:
-        missing = tuple(wanted - axes(array))
-        return jax.lax.pcast(array, missing, to="varying") if missing else array
-
-    return jax.tree.map(one, tree)
-
-
-def each_image(one: Callable[..., Any], shared: Any, arrays: Sequence[Array]) -> Any:
-    """`one(shared, *image)` for every image, the first axis of all arrays.
-
-    A loop under vmap goes on for every image until the last one is done. Without an
-    accelerator to fill it is faster to take them one by one, and in less memory.
-    """
-    if jax.default_backend() == "cpu":
-        one = jax.custom_batching.sequential_vmap(one)
-    # A batch of one skips vmap, under which every branch of a loop is executed.
-    if arrays[0].shape[0] == 1:
-        return jax.tree.map(lambda x: x[None], one(shared, *(x[0] for x in arrays)))
-    return jax.vmap(one, in_axes=(None, *(0 for _ in arrays)))(shared, *arrays)
-
-
 def aligned(measure: Measure, boxes1: Array, boxes2: Array) -> Array:
     """One value per pair in the arithmetic dtype; the only caller of `custom_vjp`."""
     boxes1, boxes2 = promote(boxes1, boxes2)
@@ -471,25 +425,41 @@ def _aligned(measure: Measure, boxes1: Array, boxes2: Array) -> Array:
 
 def _aligned_fwd(
     measure: Measure, boxes1: Array, boxes2: Array
-) -> tuple[Array, tuple[Array, Array]]:
-    return _aligned(measure, boxes1, boxes2), (boxes1, boxes2)
+) -> tuple[Array, tuple[Any, Any]]:
+    boxes = boxes1, boxes2
+    values = _aligned(measure, *boxes)
+    # One operand against many: slopes would be kept for every pair.
+    if boxes1.shape != boxes2.shape:
+        return values, (boxes, None)
+    # Written in the pass that writes the values. Without barriers XLA fuses the slopes
+    # with what follows, and on a GPU writes a dozen planes in between. One for each
+    # side: what nobody asks for is not computed.
+    whole = values, *_slopes(measure, boxes, values)
+    values, *slopes = map(jax.lax.optimization_barrier, whole)
+    return values, (boxes, slopes)
 
 
-def _aligned_bwd(
-    measure: Measure, residuals: tuple[Array, Array], cotangent: Array
-) -> tuple[Array, ...]:
-    dtype = _checks.arithmetic_dtype(*residuals)
-    planes1, planes2 = (split(boxes, dtype) for boxes in residuals)
+def _slopes(
+    measure: Measure, boxes: tuple[Array, Array], like: Array
+) -> tuple[Planes, Planes]:
+    """What one unit of every value changes by, over the planes of both sides."""
+    dtype = _checks.arithmetic_dtype(*boxes)
+    planes1, planes2 = (split(x, dtype) for x in boxes)
+    ones = jnp.ones_like(like)
+    return together(measure.pairs_vjp(planes1, planes2, ones, together=together))
+
+
+def _aligned_bwd(measure: Measure, residuals: Any, cotangent: Array) -> tuple[Any, ...]:
+    boxes, slopes = residuals
+    if slopes is None:
+        slopes = _slopes(measure, boxes, cotangent)
     # A steep loss has a large cotangent, and slopes are of the size 1 / side: inside of
     # the formula their product could overflow and turn NaN, here it saturates.
-    slopes = measure.pairs_vjp(planes1, planes2, jnp.ones_like(cotangent))
-    limit = float(jnp.finfo(dtype).max)
+    limit = float(jnp.finfo(cotangent.dtype).max)
     gradients = jax.tree.map(
         lambda slope: _numerics.saturate(slope * cotangent, limit), slopes
     )
-    return tuple(
-        join(planes, boxes) for planes, boxes in zip(gradients, residuals, strict=True)
-    )
+    return tuple(join(g, x) for g, x in zip(gradients, boxes, strict=True))
 
 
 _aligned.defvjp(_aligned_fwd, _aligned_bwd)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ._measure import varying
+from ._loops import varying
 
 # Columns at a time, and pairs per block: what a second-level cache holds.
 _COLUMNS = 32

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from . import _checks, _measure
+from . import _checks, _loops, _measure
 from ._measure import Measure, Planes
 from ._numerics import divide, nonnegative
 from ._points import (
@@ -118,7 +118,7 @@ def match_atss(
         index = shared_out(jnp.where(claims, chosen, -1), values, n)
         return index, own_values(operands.measure, anchors, targets, index)
 
-    found = _measure.each_image(one, None, _arrays(operands))
+    found = _loops.each_image(one, None, _arrays(operands))
     return _assignment(operands, found)
 
 
@@ -242,7 +242,7 @@ def match_task_aligned(
     if regions is not None:
         shape = region.shape[1:]
         region = _extra(operands, "regions", regions, shape, "per target")
-    found = _measure.each_image(one, None, (*_arrays(operands), *extras, region))
+    found = _loops.each_image(one, None, (*_arrays(operands), *extras, region))
     return _assignment(operands, found)
 
 
@@ -374,7 +374,7 @@ def match_simota(
 
     extras = _predicted(operands, scores, anchor_points, labels)
     extras = *extras, _extra(operands, "strides", strides, (n,), "per prediction")
-    found = _measure.each_image(one, None, (*_arrays(operands), *extras))
+    found = _loops.each_image(one, None, (*_arrays(operands), *extras))
     return _assignment(operands, found)
 
 
@@ -439,7 +439,7 @@ def _extra(
             f"jaxiou.{operands.function}: `{name}` has shape {array.shape}, wanted "
             f"{whole} or fewer leading axes, one entry {unit}."
         )
-    array = jnp.broadcast_to(_measure.replicate(jax.lax.stop_gradient(array)), whole)
+    array = jnp.broadcast_to(_loops.replicate(jax.lax.stop_gradient(array)), whole)
     return (
         array.reshape(-1, *shape)
         if array.size

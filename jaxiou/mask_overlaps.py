@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from . import _checks, _measure, _numerics
+from . import _checks, _loops, _numerics
 from .masks import Axis, as_numbers, axes_of, operands
 
 
@@ -95,8 +95,8 @@ def pairwise_mask_iou(
         )
     _checks.broadcast_batch(name, ("masks1", "masks2"), a.shape[:-3], b.shape[:-3])
     # Pixels are summed over, and only one side may be spread over its masks.
-    a = _measure.replicate(a, keep=a.ndim - 2)
-    b = _measure.replicate(b, keep=b.ndim - 3)
+    a = _loops.replicate(a, keep=a.ndim - 2)
+    b = _loops.replicate(b, keep=b.ndim - 3)
     a, b = (x.reshape(*x.shape[:-2], math.prod(x.shape[-2:])) for x in (a, b))
     # Sums of zeros and ones are exact in float32 up to 2²⁴ pixels, and fast.
     dtype = jnp.float32 if a.shape[-1] <= 1 << 24 else jnp.int32
@@ -111,7 +111,7 @@ def pairwise_mask_iou(
     if crowd is not None:
         shape = (*common.shape[:-2], common.shape[-1])
         crowd = _checks.as_mask(name, "crowd", crowd, shape, unit="mask of `masks2`")
-        crowd = _measure.replicate(crowd, keep=crowd.ndim - 1)
+        crowd = _loops.replicate(crowd, keep=crowd.ndim - 1)
         whole = jnp.where(crowd[..., None, :], area1, whole)
     return _numerics.fraction(*(x.astype(jnp.float32) for x in (common, whole)))
 

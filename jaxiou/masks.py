@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from . import _checks, _measure, _numerics
+from . import _checks, _loops, _numerics
 
 Axis: TypeAlias = int | Sequence[int] | None
 
@@ -328,7 +328,7 @@ def _lovasz(
 
     def rows(x: Array) -> Array:
         x = jnp.moveaxis(x, axes, tuple(range(len(batch), x.ndim)))
-        return _measure.replicate(x, keep=len(batch)).reshape(*batch, pixels)
+        return _loops.replicate(x, keep=len(batch)).reshape(*batch, pixels)
 
     errors, labels = rows(errors), rows(labels)
     counts = ~(errors <= 0)  # NaN counts

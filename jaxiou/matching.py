@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from . import _checks, _measure
+from . import _checks, _loops, _measure
 from ._measure import Measure
 from .matrix import Operands, match
 from .measures import iof, iou
@@ -224,8 +224,8 @@ def take_targets(
         The gather after every assigner; torchvision clamps the indices and masks later.
     """
     _check_assignment("take_targets", assignment)
-    array = _measure.replicate(jnp.asarray(targets))
-    indices = _measure.replicate(assignment.indices)
+    array = _loops.replicate(jnp.asarray(targets))
+    indices = _loops.replicate(assignment.indices)
     lead = indices.ndim - 1
     if array.ndim <= lead or array.shape[:lead] != indices.shape[:lead]:
         raise ValueError(
@@ -292,7 +292,7 @@ def sample(assignment: Assignment, key: Array, *, positives: int, total: int) ->
                 f"jaxiou.sample: `{name}` is {value!r}, wanted an integer, with "
                 f"0 <= positives <= total: they are {positives!r} and {total!r}."
             )
-    indices = _measure.replicate(assignment.indices)
+    indices = _loops.replicate(assignment.indices)
     luck = jax.random.uniform(key, indices.shape)
     kind = jnp.where(indices >= 0, 0, jnp.where(indices == -1, 1, 2))
     place = jax.lax.broadcasted_iota(jnp.int32, indices.shape, indices.ndim - 1)

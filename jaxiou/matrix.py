@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from . import _checks, _measure, kernels
+from . import _checks, _loops, _measure, kernels
 from ._measure import Measure
 from .kernels import Choice
 from .kernels.xla import Matches
@@ -88,11 +88,11 @@ def pairwise(
     operands = Operands("pairwise", measure, boxes1, boxes2, where1, where2)
     array1 = _measure.select(operands.where1, operands.boxes1)
     # Rows and columns cannot both lie along one mesh axis: the columns are gathered.
-    operands.boxes2 = _measure.replicate(operands.boxes2, keep=1)
-    operands.where2 = _measure.replicate(operands.where2, keep=1)
+    operands.boxes2 = _loops.replicate(operands.boxes2, keep=1)
+    operands.where2 = _loops.replicate(operands.where2, keep=1)
     array2 = _measure.select(operands.where2, operands.boxes2)
     # Inside of `shard_map` the gradient of what devices share is a sum over them.
-    array1, array2 = _measure.varying((array1, array2), (array1, array2))
+    array1, array2 = _loops.varying((array1, array2), (array1, array2))
     dense = _dense if measure.forward else _pairwise
     values = dense(measure, kernel, array1, array2)
     if where1 is not None or where2 is not None:
@@ -208,7 +208,7 @@ class Operands:
     def gathered(self) -> "Operands":
         """The same operands with nothing sharded, for walking blocks of rows."""
         self.boxes1, self.boxes2, self.where1, self.where2 = (
-            _measure.replicate(x)
+            _loops.replicate(x)
             for x in (self.boxes1, self.boxes2, self.where1, self.where2)
         )
         return self

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from . import _checks, _measure
+from . import _checks, _loops, _measure
 from ._measure import Measure
 from .matrix import Operands
 from .measures import iof, iou
@@ -148,7 +148,7 @@ def average_precision(
     if target_areas is not None:
         sizes = of_targets("target_areas", target_areas)
     is_crowd, is_ignored = (
-        _measure.replicate(
+        _loops.replicate(
             jnp.zeros((images, t), bool)
             if mask is None
             else _checks.as_mask(name, key, mask, (images, t))
@@ -162,7 +162,7 @@ def average_precision(
         *(label, kind, is_crowd, takes_part, operands.where2, counts),
     )
     match = functools.partial(_match, operands.measure, other, least, ranges)
-    right, wrong, rank = _measure.each_image(match, None, arrays)
+    right, wrong, rank = _loops.each_image(match, None, arrays)
     is_target = (counts & operands.where2[:, None]).astype(jnp.int32)
     hot = jax.nn.one_hot(kind, classes, dtype=jnp.int32)
     total = jnp.einsum("iat,itc->ac", is_target, hot)
@@ -230,7 +230,7 @@ def _match(
 
     shape = (len(ranges), len(thresholds), kind.size)
     inputs = boxes, targets, score, label, kind, crowd, takes_part, real, counts
-    start = _measure.varying(jnp.zeros(shape, bool), inputs)
+    start = _loops.varying(jnp.zeros(shape, bool), inputs)
     _, found = jax.lax.scan(step, start, (values, outside.T))
     right, wrong = (
         jnp.zeros((*shape[:2], order.size), bool)
@@ -347,7 +347,7 @@ def _per_box(
             f"jaxiou.{function}: `{name}` has dtype {array.dtype}, wanted integers; "
             "convert with `labels.astype(int)`."
         )
-    return _measure.replicate(array)
+    return _loops.replicate(array)
 
 
 def _checked(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from . import _checks, _measure, _numerics
+from . import _checks, _loops, _measure, _numerics
 from ._measure import Measure
 from .matching import Assignment
 from .matrix import pairwise
@@ -91,8 +91,8 @@ def match_one_to_one(
         index = jnp.full((*batch, n), -1, jnp.int32)
         return Assignment(index, jnp.full(index.shape, -jnp.inf, array.dtype))
     operands = jax.lax.stop_gradient(array), allowed
-    flat = [_measure.replicate(x).reshape(-1, n, m) for x in operands]
-    found = _measure.each_image(one, None, flat)
+    flat = [_loops.replicate(x).reshape(-1, n, m) for x in operands]
+    found = _loops.each_image(one, None, flat)
     return Assignment(*(x.reshape(*batch, n) for x in found))
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from . import _checks, _measure
+from . import _checks, _loops
 from ._measure import Measure, Planes
 from .measures import iou
 from .suppression import Candidates, Overlaps, by_score
@@ -269,7 +269,7 @@ def _one_by_one(
     """Soft suppression as it is defined."""
     slots, place = candidates.max_outputs, jnp.arange(score.size, dtype=jnp.int32)
     inputs = (least, data, score, takes_part, label)
-    place = _measure.varying(place, inputs)
+    place = _loops.varying(place, inputs)
     planes, compare = candidates.comparison(data, place)
 
     def best(score: Array, left: Array) -> tuple[Array, Array]:
@@ -298,7 +298,7 @@ def _one_by_one(
 
     empty = jnp.full((slots,), -1, jnp.int32), jnp.zeros((slots,), score.dtype)
     start = (jnp.int32(0), best(score, takes_part), score, takes_part, *empty)
-    start = _measure.varying(start, inputs)
+    start = _loops.varying(start, inputs)
     return jax.lax.while_loop(unfinished, choose, start)[4:]
 
 
@@ -362,7 +362,7 @@ def _least_factors(
         return (most, jnp.minimum(factor, ratio.min(axis=0))), None
 
     ones = jnp.ones(place.shape, _checks.arithmetic_dtype(data))
-    start = _measure.varying((0 * ones, ones), (data, order, takes_part, label))
+    start = _loops.varying((0 * ones, ones), (data, order, takes_part, label))
     starts = rows * jnp.arange(blocks, dtype=jnp.int32)
     (_, factor), _ = jax.lax.scan(step, start, starts)
     return factor[:n]

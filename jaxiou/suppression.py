@@ -2,6 +2,7 @@
 
 __all__ = ["Kept", "Overlaps", "nms"]
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,16 +12,26 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from . import _checks, _measure
+from . import _checks, _loops, _measure
 from ._measure import Measure, Planes
 from .measures import iou
 
 Compare = Callable[[Planes, Planes], Array]
 """A measure on planes that broadcast, whatever the planes are."""
 
-# Boxes decided at once, and kept boxes compared with them at once.
-_BLOCK = 128
-_CHUNK = 128
+
+class Sizes(NamedTuple):
+    """Boxes decided at once, kept boxes compared with them at once, rounds at once."""
+
+    block: int
+    chunk: int
+    rounds: int
+
+
+_CPU = Sizes(block=128, chunk=128, rounds=1)
+# A loop asks an accelerator whether it goes on, and that takes as long as millions of
+# pairs.
+_ACCELERATOR = Sizes(block=2048, chunk=8192, rounds=4)
 
 
 class Kept(NamedTuple):
@@ -108,10 +119,13 @@ def nms(
     if score_threshold is not None:
         candidates.takes_part &= candidates.scores > score_threshold
 
-    def one(limit: Array, *per_box: Array) -> Array:
-        return _greedy(candidates, limit, *per_box)
-
-    indices = candidates.each(one, limit)
+    # Blocks of many images at once take as much memory as those of a few.
+    fewer = math.isqrt(max(1, math.prod(candidates.batch)))
+    large = _ACCELERATOR._replace(block=max(_CPU.block, _ACCELERATOR.block // fewer))
+    one = functools.partial(_greedy, candidates)
+    indices = candidates.each(
+        functools.partial(one, _CPU), limit, accelerated=functools.partial(one, large)
+    )
     return Kept(indices, indices >= 0)
 
 
@@ -152,7 +166,7 @@ class Candidates:
             label = self._per_box("labels", self._ids(labels), shape)
         self.batch = shape[:-1]
         self.data, self.scores, self.takes_part, self.labels = (
-            _measure.replicate(jax.lax.stop_gradient(x)).reshape(
+            _loops.replicate(jax.lax.stop_gradient(x)).reshape(
                 math.prod(self.batch), *x.shape[len(self.batch) :]
             )
             for x in (array, score, takes_part, label)
@@ -221,15 +235,16 @@ class Candidates:
 
         return (rows,), look_up
 
-    def each(self, one: Callable[..., Any], shared: Any) -> Any:
+    def each(self, one: Callable[..., Any], shared: Any, **other: Any) -> Any:
         """`one(shared, data, scores, takes_part, labels)` for each image."""
         arrays = self.data, self.scores, self.takes_part, self.labels
-        result = _measure.each_image(one, shared, arrays)
+        result = _loops.each_image(one, shared, arrays, **other)
         return jax.tree.map(lambda x: x.reshape(*self.batch, self.max_outputs), result)
 
 
 def _greedy(
     candidates: Candidates,
+    sizes: Sizes,
     threshold: Array,
     data: Array,
     score: Array,
@@ -240,7 +255,7 @@ def _greedy(
     n, max_outputs = score.shape[0], candidates.max_outputs
     if n == 0 or max_outputs == 0:
         return jnp.full((max_outputs,), -1, jnp.int32)
-    size = min(_BLOCK, n)
+    size = min(sizes.block, n)
     blocks = -(-n // size)
     order = by_score(score, takes_part)
     padded = jnp.pad(order, (0, blocks * size - n))
@@ -248,7 +263,8 @@ def _greedy(
     labels = label[padded]
     # int32 like the indices: a sum of booleans follows the x64 flag.
     count = jnp.sum(takes_part, dtype=jnp.int32)
-    slots = -(-max_outputs // _CHUNK) * _CHUNK
+    width = min(sizes.chunk, max_outputs)
+    slots = -(-max_outputs // width) * width
     inputs = (threshold, data, score, takes_part, label)
 
     def above(first: tuple[Planes, Array], second: tuple[Planes, Array]) -> Array:
@@ -265,20 +281,21 @@ def _greedy(
         )
 
         def pull(chunk: Array, suppressed: Array) -> Array:
-            first = chunk * _CHUNK
+            first = chunk * width
             some = jax.tree.map(
-                lambda x: jax.lax.dynamic_slice_in_dim(x, first, _CHUNK), kept
+                lambda x: jax.lax.dynamic_slice_in_dim(x, first, width), kept
             )
-            real = first + jnp.arange(_CHUNK) < kept_count
+            real = first + jnp.arange(width) < kept_count
             return suppressed | (above(some, block) & real[:, None]).any(axis=0)
 
-        chunks = -(-kept_count // _CHUNK)
-        none = _measure.varying(jnp.zeros((size,), bool), inputs)
+        chunks = -(-kept_count // width)
+        none = _loops.varying(jnp.zeros((size,), bool), inputs)
         alive = ~jax.lax.fori_loop(0, chunks, pull, none)
-        alive &= start + jnp.arange(size) < count
-        keep = _solve(above(block, block), alive)
-        rank = jnp.cumsum(keep, dtype=jnp.int32) - 1
-        slot = jnp.where(keep, kept_count + rank, slots)
+        place = start + jnp.arange(size)
+        alive &= place < count
+        keep = _solve(above(block, block), place, alive, sizes.rounds)
+        last = kept_count + jnp.cumsum(keep, dtype=jnp.int32)
+        slot = jnp.where(keep, last - 1, slots)
 
         def store(buffer: Array, values: Array) -> Array:
             return buffer.at[slot].set(values, mode="drop")
@@ -286,7 +303,7 @@ def _greedy(
         positions = jax.lax.dynamic_slice_in_dim(padded, start, size)
         return (
             index + 1,
-            jnp.minimum(kept_count + jnp.sum(keep, dtype=jnp.int32), max_outputs),
+            jnp.minimum(last[-1], max_outputs),
             jax.tree.map(store, kept, block),
             store(kept_order, positions),
         )
@@ -297,7 +314,7 @@ def _greedy(
 
     empty = jax.tree.map(lambda x: jnp.zeros((slots,), x.dtype), (planes, labels))
     start = (jnp.int32(0), jnp.int32(0), empty, jnp.full((slots,), -1, jnp.int32))
-    start = _measure.varying(start, inputs)
+    start = _loops.varying(start, inputs)
     _, kept_count, _, kept_order = jax.lax.while_loop(unfinished, step, start)
     filled = jnp.arange(max_outputs) < kept_count
     return jnp.where(filled, kept_order[:max_outputs], -1)
@@ -312,22 +329,22 @@ def by_score(score: Array, takes_part: Array) -> Array:
     return jax.lax.sort(keys, num_keys=2, is_stable=True)[2]
 
 
-def _solve(above: Array, alive: Array) -> Array:
+def _solve(above: Array, place: Array, alive: Array, rounds: int) -> Array:
     """Greedy within one block, as the fixed point of "no earlier kept box is above".
 
     Each round settles at least the next box in order, usually many more.
     """
-    size = alive.shape[0]
-    earlier = jnp.arange(size)[:, None] < jnp.arange(size)[None, :]
-    edges = above & earlier
+    # Places, not a constant triangle: XLA would take a minute to evaluate that.
+    edges = above & (place[:, None] < place[None, :])
 
     def again(state: tuple[Array, Array]) -> Array:
         return state[1]
 
     def improve(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        keep, _ = state
-        new = alive & ~(edges & keep[:, None]).any(axis=0)
+        new, _ = state
+        for _ in range(rounds):
+            keep, new = new, alive & ~(edges & new[:, None]).any(axis=0)
         return new, (new != keep).any()
 
-    start = _measure.varying((alive, jnp.bool_(True)), (above, alive))
+    start = _loops.varying((alive, jnp.bool_(True)), (above, alive))
     return jax.lax.while_loop(again, improve, start)[0]

@@ -15,7 +15,7 @@ from test_masks import lovasz_extension
 from benchmarks import measure, report, timing, workloads
 from benchmarks.peers import PEERS
 
-JOBS = workloads.jobs(tiny=True)
+JOBS = workloads.jobs(tiny=True, larger=True)
 COMPILING = ("torch.compile", "pykeops")
 
 
@@ -107,7 +107,7 @@ def test_a_peer_with_other_answers_is_not_timed(case):
 
 
 def test_the_shapes_are_those_announced():
-    full = {name(job): job for job in workloads.jobs()}
+    full = {name(job): job for job in workloads.jobs(larger=True)}
     assert len(full) == len(JOBS) == len({name(job) for job in JOBS})
     for key, (n, m) in workloads.WORKLOADS.items():
         same = [job for job in full.values() if key in job.workload]
@@ -127,10 +127,18 @@ def test_slow_implementations_take_part_in_fewer_rounds():
     assert [len(x) for x in times.values()] == [5, 3]
 
 
+def test_an_accelerator_works_off_a_queue_that_is_waited_for_once():
+    events = []
+    call = timing.Call(lambda: events.append("run"), wait=lambda _: events.append("."))
+    rng = np.random.default_rng(0)
+    timing.interleaved({"a": call}, {"a": 0.005}, 1, 1.0, rng, queue=True)
+    assert events == ["run", ".", "run", "run", "."]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_is_that_of_the_call():
     held = np.ones(1 << 24)
-    elapsed, peak = timing.first_look(lambda: np.ones(1 << 23)[:1].copy())
+    elapsed, peak = timing.first_look(timing.Call(lambda: np.ones(1 << 23)[:1].copy()))
     assert elapsed > 0
     if peak is None:
         pytest.skip("the high-water mark cannot be set back here")

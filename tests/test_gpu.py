@@ -97,6 +97,44 @@ def test_every_claimed_row_attains_its_column():
         assert np.asarray(found.tied1[image])[rows].all()
 
 
+def on_the_cpu(function, *args):
+    """The same function by the host, in loops and blocks of other sizes."""
+    with jax.default_device(jax.devices("cpu")[0]):
+        return jax.jit(function)(*jax.device_put(args, jax.devices("cpu")[0]))
+
+
+@pytest.mark.parametrize("measure", [jaxiou.iou, jaxiou.giou, jaxiou.ciou], ids=repr)
+def test_losses_and_their_gradients_are_those_of_the_host(measure):
+    a, b = sides(1000, 1000)
+
+    def total(a, b):
+        return jaxiou.box_loss(a, b, measure=measure).sum()
+
+    run = jax.value_and_grad(total, argnums=(0, 1))
+    found, wanted = jax.jit(run)(a, b), on_the_cpu(run, a, b)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-5 * np.abs(y).max())
+
+
+@pytest.mark.parametrize("images, n", [(1, 5000), (3, 700)])
+def test_suppression_is_that_of_the_host(images, n):
+    rng = np.random.default_rng(0)
+    # Whole numbers, and a threshold that no quotient of those below 400² attains.
+    boxes = rng.integers(0, 90, (images, n, 4)).astype(np.float32)
+    boxes[..., 2:] = boxes[..., :2] + 1 + boxes[..., 2:] // 3
+    scores = rng.integers(0, n // 2, (images, n)).astype(np.float32)
+    labels = rng.integers(0, 3, (images, n))
+
+    def run(boxes, scores, labels):
+        keep = dict(threshold=1 / np.pi, max_outputs=n)
+        return jaxiou.nms(boxes, scores, labels=labels, **keep)
+
+    found = jax.jit(run)(boxes, scores, labels)
+    wanted = on_the_cpu(run, boxes, scores, labels)
+    assert (np.asarray(found.valid).sum(axis=1) > 2000 // 5).all()
+    np.testing.assert_array_equal(found.indices, wanted.indices)
+
+
 def test_the_default_is_the_kernel():
     a, b = sides(1000, 37)
     program = jax.jit(jaxiou.best_match).lower(a, b).as_text()

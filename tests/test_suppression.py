@@ -51,9 +51,9 @@ def test_equals_the_greedy_loop(n, labelled):
     assert kept_of(result) == greedy(boxes, scores, 0.4, labels=labels)
 
 
-def test_many_small_blocks_and_chunks(monkeypatch):
-    monkeypatch.setattr(suppression, "_BLOCK", 8)
-    monkeypatch.setattr(suppression, "_CHUNK", 4)
+@pytest.mark.parametrize("sizes", [(8, 4, 1), (16, 32, 4)], ids=str)
+def test_many_small_blocks_and_chunks(monkeypatch, sizes):
+    monkeypatch.setattr(suppression, "_CPU", suppression.Sizes(*sizes))
     rng = np.random.default_rng(0)
     boxes, scores = clusters(rng, 150), rng.uniform(size=150)
     result = jaxiou.nms(boxes, scores, threshold=0.3, max_outputs=150)

@@ -25,7 +25,8 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
 from .._checks import is_sharded
-from .._measure import Measure, Planes, varying
+from .._loops import varying
+from .._measure import Measure, Planes
 from . import xla
 from .xla import Matches
 

@@ -38,8 +38,8 @@ _load: Any = functools.partial(plgpu.load, optimized=False)
 _MATCH = 256, 8
 _BACK = 64, 8
 _DENSE = 64, 32
-# Blocks of threads that a GPU of 132 multiprocessors should have at least: two each are
-# what fits, by their registers.
+# Blocks of threads that a GPU of 132 multiprocessors should have at least. Two each fit,
+# by their registers; where parts are cheap to add up, more of them even out the end.
 _BLOCKS = 264
 
 
@@ -106,9 +106,9 @@ def _place(tile: tuple[int, int], axis: int) -> Array:
     return plgpu.broadcasted_iota(jnp.int32, tile, axis, layout=_LAYOUT)
 
 
-def _parts(blocks: int, steps: int) -> int:
+def _parts(blocks: int, steps: int, wanted: int) -> int:
     """Into how many parts a loop of `steps` is cut, each for a block of its own."""
-    wanted = min(steps, max(1, _BLOCKS // blocks))
+    wanted = min(steps, max(1, wanted // blocks))
     return math.ceil(steps / math.ceil(steps / wanted))
 
 
@@ -164,7 +164,7 @@ def pairwise_vjp(
     def side(axis: int) -> Planes:
         blocks, steps = (-(-size[a] // _BACK[a]) for a in (axis, 1 - axis))
         batch, count, _ = boxes[axis].shape
-        parts = _parts(batch * blocks, steps)
+        parts = _parts(batch * blocks, steps, 4 * _BLOCKS)
         kernel = _kernel(
             f"jaxiou_pairwise_vjp_{axis + 1}",
             functools.partial(_back, measure, axis, size, -(-steps // parts)),
@@ -230,7 +230,7 @@ def best_match(
     (batch, n), m = planes1[0].shape, planes2[0].shape[1]
     rows, columns = _MATCH
     blocks, steps = -(-n // rows), -(-m // columns)
-    parts = _parts(batch * blocks, steps)
+    parts = _parts(batch * blocks, steps, _BLOCKS)
     steps = -(-steps // parts)
     size1, size2 = blocks * rows, parts * steps * columns
     boxes1 = _blocks.stack(planes1, size1)

@@ -6,7 +6,7 @@ functions walk blocks of rows, small enough to stay in a cache.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,12 +14,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from .._checks import is_sharded
-from .._measure import Measure, Planes, varying
+from .._loops import each_image, together, varying
+from .._measure import Measure, Planes
 
 int32 = jnp.int32
 
 # Pairs per block: 512 KiB in float32, what fits the second-level caches of two cores.
 _BLOCK = 1 << 17
+# An accelerator starts programs for every block: as few as 64 MiB each allow.
+_ACCELERATED = 1 << 24
 # Strips that a block is folded into before a reduction, see `_best`.
 _STRIPS = 16
 
@@ -42,9 +45,9 @@ def _columns(planes: Planes) -> Planes:
     return tuple(p[..., None, :] for p in planes)
 
 
-def _gradient_rows(batch: int, n: int, m: int) -> int:
+def _gradient_rows(pairs: int, batch: int, n: int, m: int) -> int:
     """Rows per block of the derivative, which writes eight numbers per pair."""
-    rows = max(1, _BLOCK // max(1, 8 * batch * m))
+    rows = max(1, pairs // max(1, 8 * batch * m))
     return min(n, rows if rows < 8 else rows // 8 * 8)
 
 
@@ -70,21 +73,37 @@ def pairwise_vjp(
 ) -> tuple[Planes, Planes]:
     """Cotangents of the planes; the formula is recomputed block by block."""
     batch, n, m = cotangent.shape
-    rows = _gradient_rows(batch, n, m)
     if not batch * n * m:
         return jax.tree.map(jnp.zeros_like, (planes1, planes2))
-    steps = -(-n // rows)
-    columns = _columns(planes2)
     # Blocks cannot be cut along an Explicit mesh axis; each device has its rows anyway.
     if is_sharded(cotangent):
+        columns = _columns(planes2)
         whole = measure.planes_vjp(_rows(planes1), columns, cotangent)
         return tuple(p[..., 0] for p in whole[0]), tuple(p[..., 0, :] for p in whole[1])
+
+    def walk(pairs: int, *args: Any) -> tuple[Planes, Planes]:
+        return _vjp_by_blocks(measure, _gradient_rows(pairs, batch, n, m), *args)
+
+    return jax.lax.platform_dependent(
+        planes1,
+        planes2,
+        cotangent,
+        cpu=functools.partial(walk, _BLOCK),
+        default=functools.partial(walk, _ACCELERATED),
+    )
+
+
+def _vjp_by_blocks(
+    measure: Measure, rows: int, planes1: Planes, planes2: Planes, cotangent: Array
+) -> tuple[Planes, Planes]:
+    batch, n, _ = cotangent.shape
+    steps, columns = -(-n // rows), _columns(planes2)
 
     # Checkpointed: a derivative of this derivative recomputes the block again.
     @jax.checkpoint
     def block_vjp(planes1: Planes, block: Array) -> tuple[Planes, Planes]:
-        over_columns, over_rows = measure.pairs_vjp(
-            _rows(planes1), columns, block, together=_together
+        over_columns, over_rows = together(
+            measure.pairs_vjp(_rows(planes1), columns, block, together=together)
         )
         return tuple(g.sum(2) for g in over_columns), tuple(g.sum(1) for g in over_rows)
 
@@ -120,49 +139,6 @@ def pairwise_vjp(
     return tuple(assemble(b) for b in blocks), columns_grad
 
 
-@jax.custom_jvp
-def _together(planes: Any) -> Any:
-    """The same planes, all written by one loop that computes what they share once.
-
-    XLA makes a loop of its own for every array that several others read. Only a
-    reduction has more than one result on a CPU, so it is one: over an axis of length
-    two, the second half of which is zero.
-    """
-    leaves, tree = jax.tree.flatten(planes)
-    shape = jnp.broadcast_shapes(*(p.shape for p in leaves))
-    # Of a closed form's own making may be planes of one side, and masks.
-    pairs = [p.shape == shape and jnp.issubdtype(p.dtype, jnp.floating) for p in leaves]
-    written = iter(
-        jax.lax.platform_dependent(
-            [p for p, pair in zip(leaves, pairs, strict=True) if pair],
-            cpu=_one_loop,
-            default=lambda planes: planes,
-        )
-    )
-    leaves = [
-        next(written) if pair else p for p, pair in zip(leaves, pairs, strict=True)
-    ]
-    return jax.tree.unflatten(tree, leaves)
-
-
-def _one_loop(planes: list[Array]) -> list[Array]:
-    if not planes:
-        return planes
-    first = jnp.array([True, False]).reshape(2, *(1,) * planes[0].ndim)
-    halves = [jnp.where(first, p[None], 0) for p in planes]
-    zeros = [jnp.zeros((), p.dtype) for p in planes]
-    return list(jax.lax.reduce(halves, zeros, _add, (0,)))
-
-
-@_together.defjvp
-def _together_jvp(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
-    return _together(*primals), tangents[0]
-
-
-def _add(x: Sequence[Array], y: Sequence[Array]) -> list[Array]:
-    return [p + q for p, q in zip(x, y, strict=True)]
-
-
 def best_match(
     measure: Measure,
     planes1: Planes,
@@ -190,29 +166,33 @@ def best_match(
             jnp.zeros((batch, n), bool),
         )
 
-    # One image after the other, also under the caller's vmap: memory for one of them.
-    @jax.custom_batching.sequential_vmap
-    def one(
-        planes1: Planes, planes2: Planes, where1: Array, where2: Array
-    ) -> tuple[Array, ...]:
-        return _match_one(measure, planes1, planes2, where1, where2, ties)
+    def one(pairs: int, _: None, *image: Any) -> tuple[Array, ...]:
+        return _match_one(measure, pairs, *image, ties=ties)
 
-    return Matches(*jax.vmap(one)(planes1, planes2, where1, where2))
+    found = each_image(
+        functools.partial(one, _BLOCK),
+        None,
+        (planes1, planes2, where1, where2),
+        accelerated=functools.partial(one, max(_BLOCK, _ACCELERATED // batch)),
+    )
+    return Matches(*found)
 
 
 def _match_one(
     measure: Measure,
+    pairs: int,
     planes1: Planes,
     planes2: Planes,
     where1: Array,
     where2: Array,
+    *,
     ties: bool,
 ) -> tuple[Array, ...]:
-    """`best_match` of one image: planes `(n,)` and `(m,)`."""
+    """`best_match` of one image, planes `(n,)` and `(m,)`, in blocks of some pairs."""
     n, m = planes1[0].size, planes2[0].size
-    rows, width = _block_shape(n, m)
+    rows, width = _block_shape(pairs, n, m)
     steps, dtype = -(-n // rows), jnp.result_type(planes1[0], planes2[0])
-    block = _blocks(measure, planes1, planes2, where1, where2)
+    block = _blocks(measure, (rows, width), planes1, planes2, where1, where2)
 
     def first_pass(best: Planes, found: Array, step: Array) -> tuple[Planes, Planes]:
         row_best, row_index = _best(found, 1)
@@ -249,20 +229,25 @@ def _match_one(
     return values1, indices1, best[0][:m], best[1][:m], tied
 
 
-def _block_shape(n: int, m: int) -> tuple[int, int]:
+def _block_shape(pairs: int, n: int, m: int) -> tuple[int, int]:
     """Rows and columns of a block of the matrix, padding of both included."""
     # Columns in strips of whole vectors: a loop's remainder runs number by number.
     width = m if m < 8 else _padded(m, 8 * -(-m // (8 * _STRIPS)))
-    rows = max(1, _BLOCK // width)
+    rows = max(1, pairs // width)
     rows = rows if rows < _STRIPS else rows - rows % _STRIPS
     return min(rows, n if n < _STRIPS else _padded(n, _STRIPS)), width
 
 
 def _blocks(
-    measure: Measure, planes1: Planes, planes2: Planes, where1: Array, where2: Array
+    measure: Measure,
+    shape: tuple[int, int],
+    planes1: Planes,
+    planes2: Planes,
+    where1: Array,
+    where2: Array,
 ) -> Callable[[Array], Array]:
     """Gives the block of a step: some rows, all columns, -inf where a mask is False."""
-    rows, width = _block_shape(planes1[0].size, planes2[0].size)
+    rows, width = shape
     dtype = jnp.result_type(planes1[0], planes2[0])
 
     def cut(x: Array) -> Array:
