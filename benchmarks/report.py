@@ -26,6 +26,15 @@ HEADLINE = {
     ("rotated", "forward", "thousand"),
     ("rotated", "vjp", "thousand"),
     ("rotated", "losses", "100k pairs"),
+    # Where an accelerator was measured.
+    ("pairwise", "forward", "wide"),
+    ("pairwise", "vjp", "wide"),
+    ("match", "best_match", "coco × 64"),
+    ("match", "best_match", "lopsided"),
+    ("losses", "giou", "16M pairs"),
+    ("losses", "ciou", "16M pairs"),
+    ("nms", "random", "65,536"),
+    ("nms", "clusters", "65,536"),
 }
 
 
@@ -120,9 +129,8 @@ def tables(results):
     """Everything that was measured on one device."""
     parts = [f"**{heading(results)}**"]
     for regime in regimes(results):
-        text = (
-            f"Milliseconds, {regime} memory: median (lowest–highest), times jaxiou's."
-        )
+        memory_is = f", {regime} memory" if results["head"]["platform"] == "cpu" else ""
+        text = f"Milliseconds{memory_is}: median (lowest–highest), times jaxiou's."
         parts += [text, grid(results, regime, spread)]
     text = "Memory above the inputs, MB: peak with the result / XLA's temporaries."
     parts += [text, grid(results, regimes(results)[0], memory, leave_out=["limit"])]
@@ -150,6 +158,8 @@ def headline(results):
         limit = f"{1 / ratio(ours, rows['limit']):.0%}" if "limit" in rows else ""
         lines.append([" ".join(job[:3]), *times, limit, *cells])
     header = ["job", *(f"ms, {kind}" for kind in kinds), "of the limit", *others]
+    if results["head"]["platform"] != "cpu":
+        header[1] = "ms"
     return f"{markdown(header, lines)}\n\n{heading(results)}"
 
 

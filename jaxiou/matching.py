@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from . import _checks, _loops, _measure
 from ._measure import Measure
-from .matrix import Operands, match
+from .matrix import AxisName, Operands, first_row, match
 from .measures import iof, iou
 
 
@@ -64,6 +64,7 @@ def match_anchors(
     measure: Measure = iou,
     ignore_measure: Measure = iof,
     ignore_threshold: float = 0.5,
+    axis_name: AxisName | None = None,
 ) -> Assignment:
     """Assigns every anchor to its best target by thresholds on a measure.
 
@@ -89,6 +90,9 @@ def match_anchors(
         ignore_measure: how far an anchor lies on an ignored target; the part of the
             anchor's area inside it by default, since crowd regions are large.
         ignore_threshold: from this value on an anchor counts as lying on it.
+        axis_name: inside of `jax.shard_map`, the axis or axes of the mesh over which
+            the anchors are cut into parts, the targets being the same everywhere: every
+            target's best anchor is that of all parts.
 
     Returns:
         `Assignment(indices, values, None)`.
@@ -148,11 +152,12 @@ def match_anchors(
         real.where2 = real.where2 & ~ignored
     if force_minimum is not None:
         real.measure = _above(real, force_minimum)
-    best = match(real, ties=force_match)
+    best = match(real, ties=force_match, axis_name=axis_name)
     assigned = best.values1 >= positive
     if force_match:
         claims = best.values2 > real.measure.minimum
-        assigned = assigned | best.tied1 | _claimed(best.indices2, claims, assigned)
+        row = best.indices2 - first_row(real, axis_name)
+        assigned = assigned | best.tied1 | _claimed(row, claims, assigned)
     unassigned = jnp.where(best.values1 >= negative, -2, -1)
     if ignore is not None:
         unassigned = jnp.where(on_ignored, -2, unassigned)
@@ -181,7 +186,7 @@ def _claimed(indices: Array, claims: Array, like: Array) -> Array:
 
     def one(indices: Array, claims: Array, like: Array) -> Array:
         nowhere = like.shape[0]
-        where = jnp.where(claims, indices, nowhere)
+        where = jnp.where(claims & (indices >= 0), indices, nowhere)
         return jnp.zeros_like(like).at[where].set(True, mode="drop")
 
     return jax.vmap(one)(indices, claims, like)

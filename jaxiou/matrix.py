@@ -4,7 +4,7 @@ __all__ = ["BestMatch", "best_match", "pairwise"]
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,8 @@ from ._measure import Measure
 from .kernels import Choice
 from .kernels.xla import Matches
 from .measures import iou
+
+AxisName: TypeAlias = str | tuple[str, ...]
 
 
 class BestMatch(NamedTuple):
@@ -54,6 +56,10 @@ def pairwise(
         measure: any measure.
         where1: `(*batch, n)`, False for boxes to leave out.
         where2: `(*batch, m)`, likewise.
+        axis_name: inside of `jax.shard_map`, the axis or axes of the mesh over which
+            `boxes1` is cut into parts, `boxes2` being the same everywhere: the best
+            partners of `boxes2` are those of all parts, and `indices2` counts through
+            them. Only `(*batch, m)` numbers go between devices.
         implementation: None for the fastest that runs wherever the program does, or
             "xla", "mosaic_gpu" (Hopper and newer), "mosaic_tpu"; a kernel takes float32
             arithmetic, and one device or the inside of `jax.shard_map`.
@@ -109,6 +115,7 @@ def best_match(
     measure: Measure = iou,
     where1: _checks.Mask | None = None,
     where2: _checks.Mask | None = None,
+    axis_name: AxisName | None = None,
     implementation: str | None = None,
 ) -> BestMatch:
     """For every box its best partner on the other side, without the matrix.
@@ -152,7 +159,7 @@ def best_match(
         matrix first.
     """
     operands = Operands("best_match", measure, boxes1, boxes2, where1, where2)
-    matches = match(operands, implementation=implementation)
+    matches = match(operands, axis_name=axis_name, implementation=implementation)
     return BestMatch(*(operands.unbatch(x) for x in matches[:4]))
 
 
@@ -218,20 +225,45 @@ class Operands:
 
 
 def match(
-    operands: Operands, *, ties: bool = False, implementation: str | None = None
+    operands: Operands,
+    *,
+    ties: bool = False,
+    axis_name: AxisName | None = None,
+    implementation: str | None = None,
 ) -> Matches:
     """`best_match` on prepared operands, with the tied rows that matching needs."""
     kernel = kernels.pick(operands.function, implementation)
     operands = operands.gathered()
     dtype = _checks.arithmetic_dtype(operands.boxes1, operands.boxes2)
-    return kernel.best_match(
-        operands.measure,
-        _measure.split(jax.lax.stop_gradient(operands.boxes1), dtype),
-        _measure.split(jax.lax.stop_gradient(operands.boxes2), dtype),
-        operands.where1,
-        operands.where2,
-        ties=ties,
+    planes1, planes2 = (
+        _measure.split(jax.lax.stop_gradient(x), dtype)
+        for x in (operands.boxes1, operands.boxes2)
     )
+
+    def run(where2: Array, ties: bool) -> Matches:
+        return kernel.best_match(
+            operands.measure, planes1, planes2, operands.where1, where2, ties=ties
+        )
+
+    if axis_name is None:
+        return run(operands.where2, ties)
+    found = run(operands.where2, False)
+    best = jax.lax.pmax(found.values2, axis_name)
+    here = (found.values2 == best) & (found.indices2 >= 0)
+    nowhere = jnp.iinfo(jnp.int32).max
+    index = found.indices2 + first_row(operands, axis_name)
+    index = jax.lax.pmin(jnp.where(here, index, nowhere), axis_name)
+    index = jnp.where(index == nowhere, -1, index)
+    # Columns whose best is elsewhere tie with nothing here.
+    tied = run(operands.where2 & here, True).tied1 if ties else found.tied1
+    return found._replace(values2=best, indices2=index, tied1=tied)
+
+
+def first_row(operands: Operands, axis_name: AxisName | None) -> Array | int:
+    """How many boxes of the first side are on the devices before this one."""
+    if axis_name is None:
+        return 0
+    return operands.boxes1.shape[1] * jax.lax.axis_index(axis_name)
 
 
 def _dense(measure: Measure, kernel: Choice, boxes1: Array, boxes2: Array) -> Array:

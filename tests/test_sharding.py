@@ -74,3 +74,49 @@ def test_works_on_the_shards_themselves(images):
     wanted = wanted[:2] + wanted[3:]
     for x, y in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6)
+
+
+def parts(anchors, targets, where, axis_name=None):
+    """What needs the best of all anchors, wherever they are."""
+    best = jaxiou.best_match(anchors, targets, where2=where, axis_name=axis_name)
+    found = jaxiou.match_anchors(
+        anchors, targets, where=where, force_minimum=0.05, axis_name=axis_name
+    )
+    return (best.values1, best.indices1, *found[:2]), (best.values2, best.indices2)
+
+
+def check_parts(mesh, arguments, wanted):
+    names = mesh.axis_names
+    spread = P(None, names if len(names) > 1 else names[0])
+    program = jax.jit(
+        jax.shard_map(
+            lambda *x: parts(*x, axis_name=names if len(names) > 1 else names[0]),
+            mesh=mesh,
+            in_specs=(spread, P(), P()),
+            out_specs=(spread, P()),
+        )
+    )
+    found = program(*arguments)
+    for x, y in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
+        np.testing.assert_array_equal(x, y)
+    return program.lower(*arguments).compile().as_text()
+
+
+@pytest.mark.parametrize("shape", [(8,), (2, 4)], ids=str)
+def test_anchors_in_parts_match_as_a_whole(images, shape):
+    """Every box twice, so that the parts tie; nothing but the targets' best travels."""
+    anchors, targets, where = images[0]
+    # Whole numbers: the same quotient in every program.
+    anchors, targets = np.round(anchors), np.round(targets)
+    anchors[:, ANCHORS // 2 :] = anchors[:, : ANCHORS // 2]
+    arguments = anchors, targets, where
+    mesh = jax.make_mesh(
+        shape, ("d", "e")[: len(shape)], axis_types=(AxisType.Auto,) * len(shape)
+    )
+    wanted = jax.jit(parts)(*arguments)
+    text = check_parts(mesh, arguments, wanted)
+    assert "all-reduce" in text and "all-gather" not in text
+    forced = np.asarray(wanted[0][2]) >= 0
+    assert (
+        forced.any() and (forced[:, ANCHORS // 2 :] == forced[:, : ANCHORS // 2]).all()
+    )

@@ -5,8 +5,8 @@ boxes straight from global memory, where the few there are lie in the caches, an
 what a tile has found in registers as long as it can. Nothing is staged, so no size and
 no stride needs to be a multiple of anything: the last tile of an axis starts earlier.
 
-Not measured: these kernels were compiled for an H200, and run in Pallas' interpreter
-only.
+The sizes of tiles are those that were fastest on an H200; `benchmarks/NOTES.md` has the
+others.
 """
 
 import functools
@@ -38,8 +38,8 @@ _load: Any = functools.partial(plgpu.load, optimized=False)
 _MATCH = 256, 8
 _BACK = 64, 8
 _DENSE = 64, 32
-# Blocks of threads that a GPU of 132 multiprocessors should have at least. Two each fit,
-# by their registers; where parts are cheap to add up, more of them even out the end.
+# Blocks of threads that a GPU of 132 multiprocessors should have at least: two each
+# fit, by their registers. Where parts are cheap to add up, more of them even out the end.
 _BLOCKS = 264
 
 
