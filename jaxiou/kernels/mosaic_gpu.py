@@ -39,7 +39,7 @@ _MATCH = 256, 8
 _BACK = 64, 8
 _DENSE = 64, 32
 # Blocks of threads that a GPU of 132 multiprocessors should have at least: two each
-# fit, by their registers. Where parts are cheap to add up, more of them even out the end.
+# fit, by their registers; where parts are cheap to add up, more even out the end.
 _BLOCKS = 264
 
 
