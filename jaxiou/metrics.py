@@ -101,7 +101,8 @@ def average_precision(
         0 where no class has targets (pycocotools returns -1). At equal scores the image
         of lower index comes first, then the detection. Detections with a NaN score or a
         label that is no class are left out. Measures within 4 ulp of a threshold reach
-        it. Not differentiable.
+        it. An inverted box is an empty one (pycocotools leaves out detections of
+        negative area). Not differentiable.
 
     Raises:
         ValueError: on shapes that do not fit each other, or numbers that make no sense.

@@ -337,6 +337,24 @@ def test_mistakes_lower_average_precision():
     assert evaluate.average_precision(records, nothing, dataset.classes)["AP"] == 0
 
 
+def test_average_precision_is_that_of_coco():
+    dataset, _ = tiny()
+    records, rng = dataset.train, np.random.default_rng(0)
+    for record in records[::3]:
+        record.ignore[: len(record.ignore) // 2] = True
+    found = []
+    for boxes, labels, _ in perfect(records):
+        twice = np.concatenate([boxes, boxes]) + rng.normal(0, 3, (2 * len(boxes), 4))
+        scores = rng.permutation(2 * len(boxes)) / 100
+        found.append((twice, np.tile(labels, 2), scores))
+    report = evaluate.average_precision(records, found, dataset.classes)
+    evaluate.check(report, records, found, dataset.classes)
+    assert 0 < report["AP"] < report["AP50"] < 1
+    report["AP50"] += 0.01
+    with pytest.raises(RuntimeError, match=r"AP50 is .*COCO"):
+        evaluate.check(report, records, found, dataset.classes)
+
+
 def test_boxes_to_ignore_count_neither_for_nor_against():
     boxes = np.array([[0, 0, 10, 10], [20, 20, 40, 40.0]], np.float32)
     labels, ignore = np.array([0, 0]), np.array([False, True])

@@ -9,7 +9,7 @@ import tyro
 
 from .config import Config
 from .data import load, typical_size
-from .evaluate import evaluate, table
+from .evaluate import check, evaluate, table
 from .predict import draw_curves, draw_predictions
 from .records import DataError
 from .train import train
@@ -43,6 +43,7 @@ def run(config):
         report, found = evaluate(
             model, dataset.test, dataset.classes, config.image_size
         )
+        check(report, dataset.test, found, dataset.classes)
         seconds = round(time.perf_counter() - began, 1)
         log({"step": config.steps, "split": "test", "seconds": seconds, **report})
 

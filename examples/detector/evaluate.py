@@ -1,8 +1,12 @@
 """Average precision on the images of a split, as COCO defines it."""
 
+import functools
+
 import jax
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
+
+import jaxiou
 
 from .data import fit, read_image
 from .model import detect
@@ -36,7 +40,69 @@ def average_precision(records, found, classes, areas=None):
     has none. Detections on boxes to ignore count neither for nor against. `areas`, as
     in `{"small": (0, 1024)}`, adds `sizes`, the `AP` of boxes with these areas.
     """
-    areas = areas or {}
+    areas = {"all": (0, 1e10), **(areas or {})}
+    arrays = _padded(found), _padded([(r.boxes, r.labels, r.ignore) for r in records])
+    result = jax.device_get(_precision(*arrays, len(classes), tuple(areas.values())))
+    # By threshold, area and class; a class without boxes has no precision.
+    precision = np.where(result.targets, result.per_class, np.nan)
+    report = {
+        "AP": _mean(precision[:, 0]),
+        "AP50": _mean(precision[0, 0]),
+        "AP75": _mean(precision[5, 0]),
+        "classes": {
+            name: {"AP": _mean(precision[:, 0, k]), "AP50": _mean(precision[0, 0, k])}
+            for k, name in enumerate(classes)
+        },
+    }
+    if len(areas) > 1:
+        sizes = {name: _mean(precision[:, k]) for k, name in enumerate(areas)}
+        report["sizes"] = {k: v for k, v in sizes.items() if k != "all"}
+    return report
+
+
+def _padded(rows):
+    """Triples of boxes, labels and something per box as arrays, and which are real."""
+    # Powers of two: few sizes, few compilations.
+    most = 1 << max(2, max((len(row[0]) - 1 for row in rows), default=0).bit_length())
+    boxes, labels = (
+        np.zeros((len(rows), most, 4), "f4"),
+        np.zeros((len(rows), most), int),
+    )
+    other, real = np.zeros((len(rows), most), "f4"), np.zeros((len(rows), most), bool)
+    for k, row in enumerate(rows):
+        for array, values in zip((boxes, labels, other), row, strict=True):
+            array[k, : len(values)] = values
+        real[k, : len(row[0])] = True
+    return boxes, labels, other, real
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _precision(found, truth, classes, areas):
+    boxes, labels, scores, where = found
+    targets, target_labels, ignore, where_targets = truth
+    return jaxiou.average_precision(
+        boxes,
+        scores,
+        labels,
+        targets,
+        target_labels,
+        classes=classes,
+        where=where,
+        where_targets=where_targets,
+        crowd=ignore > 0,
+        area_ranges=areas,
+        max_detections=(100,),
+    )
+
+
+def _mean(precision):
+    """The mean over what is defined, or None where nothing is."""
+    defined = precision[~np.isnan(precision)]
+    return round(float(defined.mean()), 4) if defined.size else None
+
+
+def by_coco(records, found, classes):
+    """The `AP` and `AP50` of the same detections by the code of the COCO challenge."""
     truth, answers = [], []
     for image, (record, (boxes, labels, scores)) in enumerate(
         zip(records, found, strict=True), 1
@@ -49,22 +115,16 @@ def average_precision(records, found, classes, areas=None):
             answers.append(_entry(image, box, label) | {"score": float(score)})
     for number, entry in enumerate(truth, 1):
         entry["id"] = number
-    by_area = _precision(len(records), truth, answers, classes, areas)
-    precision = by_area[..., 0]
-    per_class = {
-        name: {"AP": _mean(precision[..., k]), "AP50": _mean(precision[0, :, k])}
-        for k, name in enumerate(classes)
-    }
-    report = {
-        "AP": _mean(precision),
-        "AP50": _mean(precision[0]),
-        "AP75": _mean(precision[5]),
-        "classes": per_class,
-    }
-    if areas:
-        sizes = {name: _mean(by_area[..., k]) for k, name in enumerate(areas, 1)}
-        report["sizes"] = sizes
-    return report
+    images = [{"id": i} for i in range(1, len(records) + 1)]
+    categories = [{"id": k, "name": name} for k, name in enumerate(classes, 1)]
+    coco = COCO({"images": images, "categories": categories, "annotations": truth})
+    evaluation = COCOeval_faster(coco, coco.loadRes(answers), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    # By threshold, recall, class, area and number of detections; -1 is undefined.
+    precision = evaluation.eval["precision"][..., 0, -1]
+    precision = np.where(precision > -1, precision, np.nan)
+    return {"AP": _mean(precision), "AP50": _mean(precision[0])}
 
 
 def _entry(image, box, label):
@@ -75,32 +135,12 @@ def _entry(image, box, label):
     return entry | {"area": bbox[2] * bbox[3]}
 
 
-def _precision(images, truth, answers, classes, areas):
-    """Precision by IoU threshold, recall, class and area, of which any is the first.
-
-    It is -1 where a class never occurs.
-    """
-    coco = COCO(
-        {
-            "images": [{"id": i} for i in range(1, images + 1)],
-            "categories": [
-                {"id": k, "name": name} for k, name in enumerate(classes, 1)
-            ],
-            "annotations": truth,
-        }
-    )
-    evaluation = COCOeval_faster(coco, coco.loadRes(answers), "bbox")
-    evaluation.params.areaRng = [(0, 1e10), *areas.values()]
-    evaluation.params.areaRngLbl = ["all", *areas]
-    evaluation.evaluate()
-    evaluation.accumulate()
-    return evaluation.eval["precision"][..., -1]  # 100 detections
-
-
-def _mean(precision):
-    """The mean over what is defined, or None where nothing is."""
-    defined = precision[precision > -1]
-    return round(float(defined.mean()), 4) if defined.size else None
+def check(report, records, found, classes):
+    """Compares a report with what the code of the COCO challenge says."""
+    for name, value in by_coco(records, found, classes).items():
+        ours = report[name]
+        if (ours is None) != (value is None) or abs((ours or 0) - (value or 0)) > 2e-4:
+            raise RuntimeError(f"{name} is {ours}, but {value} by COCO's own code")
 
 
 def evaluate(model, records, classes, size, areas=None):
