@@ -209,8 +209,9 @@ def _tversky(
     hit = jnp.where(p < t, p, jnp.where(p > t, t, tie)) if soft_labels else t * p
     missed = alpha * (p - hit) + beta * (t - hit)
     # 1 - I / U as (U - I) / U: 0/0 is then no loss, and equal masks give exactly 0.
-    whole = jnp.sum(hit + missed, axis=axes)
-    return _numerics.fraction(jnp.sum(missed, axis=axes), whole).astype(dtype)
+    # Written out before the sums, which would go through the formula one by one.
+    whole, missed = (x.sum(axis=axes) for x in _loops.together((hit + missed, missed)))
+    return _numerics.fraction(missed, whole).astype(dtype)
 
 
 def lovasz_hinge(
