@@ -22,16 +22,21 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 @pytest.fixture
-def x64():
+def quick():
+    """Compiles the quick way: for networks and loops, whose speed is not asked for."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def x64(quick):
     """Runs the test with 64-bit types; everywhere else they are off.
 
-    They ask whether formulas are right, single precision whether what users run is. So
-    these programs are compiled the quick way.
+    They ask whether formulas are right, single precision whether what users run is.
     """
-    jax.config.update("jax_disable_most_optimizations", True)
     with jax.enable_x64(True):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(autouse=True, scope="module")

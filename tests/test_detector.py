@@ -16,6 +16,8 @@ from examples.detector.config import Config
 from examples.detector.model import Detector, anchors_for, detect, strides_for
 from examples.detector.records import DataError, Dataset, Record
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 BCCD = Path(__file__).parents[2] / "shared" / "data" / "bccd" / "BCCD"
 
 

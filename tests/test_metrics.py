@@ -14,6 +14,8 @@ from faster_coco_eval import COCO, COCOeval_faster
 
 import jaxiou
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 FOLDER = Path(__file__).parents[1] / "../shared/data/coco_eval_golden"
 # What pycocotools 2.0.11 prints for these files, to six digits.
 PRINTED = [

@@ -11,6 +11,8 @@ import jaxiou
 from examples import oriented
 from examples.detector import digits
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 
 @pytest.fixture
 def quick():

@@ -18,6 +18,8 @@ from examples.detector import data
 from examples.detector.digits import digits
 from examples.detector.records import DataError, Record
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 SQUARE = [[2.0, 1.0, 8.0, 1.0, 8.0, 7.0, 2.0, 7.0]]  # x from 2 to 8, y from 1 to 7
 
 

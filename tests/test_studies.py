@@ -11,6 +11,8 @@ from examples import loss_study, page, regression_study
 from examples.detector import data, evaluate
 from examples.detector.config import LOSSES, Config
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 HEAD = {
     "command": "python -m it",
     "date": "2026-01-01",
