@@ -33,7 +33,7 @@ def as_real(function: str, name: str, value: ArrayLike) -> Array:
     """Converts to an array of a real, non-boolean dtype."""
     try:
         array = jnp.asarray(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         # None, strings and ragged lists; their contents may be long.
         raise type(error)(
             f"jaxiou.{function}: `{name}` is a {type(value).__name__} that makes no "
@@ -47,6 +47,20 @@ def as_real(function: str, name: str, value: ArrayLike) -> Array:
         raise TypeError(
             f"jaxiou.{function}: `{name}` has dtype {array.dtype}, wanted a floating "
             f"or integer dtype. A mask belongs in `where=`."
+        )
+    return array
+
+
+def as_integers(function: str, name: str, value: Any, advice: str) -> Array:
+    """Converts to an array of integers, labels for example."""
+    array = as_real(function, name, value)
+    # `[]`, as of an image without boxes, would be floating.
+    if array.size == 0 and not hasattr(value, "dtype"):
+        array = array.astype(jnp.int32)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(
+            f"jaxiou.{function}: `{name}` has dtype {array.dtype}, wanted {advice}; "
+            "convert with `labels.astype(int)`."
         )
     return array
 

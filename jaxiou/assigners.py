@@ -6,6 +6,7 @@ targets is written: memory is O(targets × k) and one block.
 
 __all__ = ["match_atss", "match_simota", "match_task_aligned"]
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,9 +92,10 @@ def match_atss(
     name = "match_atss"
     operands = _operands(name, measure, anchors, targets, where_anchors, where)
     _count(name, "topk", topk)
-    sizes = [int(size) for size in level_sizes]
+    sizes = list(level_sizes) or [0]
     n = operands.boxes1.shape[1]
-    if sum(sizes) != n or min(sizes, default=0) < 0:
+    whole = all(isinstance(size, int | np.integer) for size in sizes)
+    if not whole or sum(sizes) != n or min(sizes) < 0:
         raise ValueError(
             f"jaxiou.{name}: `level_sizes` is {sizes}, which adds up to {sum(sizes)}, "
             f"wanted numbers of anchors that add up to {n}, the length of `anchors`."
@@ -102,6 +104,8 @@ def match_atss(
     def one(_: Any, boxes1: Array, boxes2: Array, *masks: Array) -> tuple[Array, ...]:
         anchors, targets = _planes(boxes1, boxes2)
         start, candidates = 0, []
+        real = ~functools.reduce(jnp.logical_or, map(jnp.isnan, anchors))
+        masks = masks[0] & real, masks[1]
         for size in sizes:
             level = slice(start, start + size)
             near = tuple(p[level] for p in centre(anchors))
@@ -324,8 +328,11 @@ def match_simota(
     )
     _count(name, "topk", topk)
     weights = class_weight, measure_weight
-    for key, value in zip(("class_weight", "measure_weight"), weights, strict=True):
-        _checks.number(name, key, value, least=0, default="1")
+    names = ("class_weight", "1"), ("measure_weight", "3")
+    for (key, usual), value in zip(names, weights, strict=True):
+        _checks.number(name, key, value, least=0, default=usual)
+    if not _checks.is_traced(radius):
+        _checks.number(name, "radius", radius, least=0, default="2.5")
     measure, n = operands.measure, operands.boxes1.shape[1]
 
     def overlap(rows: Any, columns: Any) -> Array:
@@ -407,18 +414,19 @@ def _predicted(
     dimensions = operands.measure.coordinates // 2
     array = jnp.asarray(scores)
     classes = array.shape[-1] if array.ndim else 0
-    label = _extra(operands, "labels", labels, (m,), "per target")
-    if not jnp.issubdtype(label.dtype, jnp.integer):
-        raise TypeError(
-            f"jaxiou.{operands.function}: `labels` has dtype {label.dtype}, wanted "
-            "integers, columns of `scores`; convert with `labels.astype(int)`."
+    advice = "integers, columns of `scores`"
+    labels = _checks.as_integers(operands.function, "labels", labels, advice)
+    if m and not classes:
+        raise ValueError(
+            f"jaxiou.{operands.function}: `scores` has shape {array.shape}, wanted a "
+            "column per class in its last axis."
         )
     return (
         _extra(operands, "anchor_points", points, (n, dimensions), "per prediction"),
         _extra(operands, "scores", scores, (n, classes), "per prediction").astype(
             _checks.arithmetic_dtype(array)
         ),
-        label,
+        _extra(operands, "labels", labels, (m,), "per target"),
     )
 
 
@@ -476,7 +484,8 @@ def _own_scores(scores: Array, labels: Array, index: Array) -> Array:
 def _power(x: Array, exponent: float) -> Array:
     """x ** exponent, of what is below 0 as of 0; a product where that is enough."""
     whole = float(exponent).is_integer()
-    return nonnegative(x) ** (int(exponent) if whole else exponent)
+    power = nonnegative(x) ** (int(exponent) if whole else exponent)
+    return jnp.where(jnp.isnan(x), x, power)  # NaN ** 0 is 1
 
 
 def _minus_log(x: Array) -> Array:
@@ -487,6 +496,11 @@ def _minus_log(x: Array) -> Array:
 def _threshold(values: Array, real: Array) -> Array:
     """`(m, 1)`: mean plus unbiased standard deviation of the real values of a row."""
     count = real.sum(axis=1, keepdims=True).astype(values.dtype)
-    mean = divide(jnp.where(real, values, 0).sum(axis=1, keepdims=True), count)
-    squares = jnp.where(real, (values - mean) ** 2, 0).sum(axis=1, keepdims=True)
-    return mean + jnp.sqrt(divide(squares, count - 1))
+    # From the largest on: the mean of equal values could be rounded to above them.
+    most = jnp.where(real, values, -jnp.inf).max(
+        axis=1, keepdims=True, initial=-jnp.inf
+    )
+    below = jnp.where(real, values - most, 0)
+    mean = divide(below.sum(axis=1, keepdims=True), count)
+    squares = jnp.where(real, (below - mean) ** 2, 0).sum(axis=1, keepdims=True)
+    return most + (mean + jnp.sqrt(divide(squares, count - 1)))

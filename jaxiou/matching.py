@@ -128,7 +128,14 @@ def match_anchors(
             f"{positive}; anchors in between are neither, so negative <= positive."
         )
 
-    _measure.as_measure("match_anchors", ignore_measure, name="ignore_measure")
+    other = _measure.as_measure("match_anchors", ignore_measure, name="ignore_measure")
+    wanted = _measure.as_measure("match_anchors", measure).coordinates
+    if ignore is not None and other.coordinates != wanted:
+        raise ValueError(
+            f"jaxiou.match_anchors: `ignore_measure` is {other!r}, of boxes with "
+            f"{other.coordinates} coordinates, wanted one of boxes with {wanted}, as "
+            "`measure` has, such as `jaxiou.rotated_iof`."
+        )
 
     def operands(measure: Measure, mask: _checks.Mask | None) -> Operands:
         return Operands(
@@ -291,8 +298,11 @@ def sample(assignment: Assignment, key: Array, *, positives: int, total: int) ->
         detectron2's `subsample_labels`, whose results have as many rows as are found.
     """
     _check_assignment("sample", assignment)
+    whole = all(isinstance(x, int | np.integer) for x in (positives, total))
     for name, value in (("positives", positives), ("total", total)):
-        if not isinstance(value, int | np.integer) or not 0 <= value <= total:
+        if not isinstance(value, int | np.integer) or (
+            whole and not 0 <= value <= total
+        ):
             raise ValueError(
                 f"jaxiou.sample: `{name}` is {value!r}, wanted an integer, with "
                 f"0 <= positives <= total: they are {positives!r} and {total!r}."
@@ -335,7 +345,7 @@ def _fill(fill: Any, dtype: jnp.dtype, shape: tuple[int, ...]) -> Array:
         raise wrong
     try:
         filling = jnp.asarray(fill, dtype)
-    except OverflowError:
+    except (OverflowError, TypeError, ValueError):
         raise wrong from None
     try:
         fits = jnp.broadcast_shapes(filling.shape, shape) == shape

@@ -56,10 +56,6 @@ def pairwise(
         measure: any measure.
         where1: `(*batch, n)`, False for boxes to leave out.
         where2: `(*batch, m)`, likewise.
-        axis_name: inside of `jax.shard_map`, the axis or axes of the mesh over which
-            `boxes1` is cut into parts, `boxes2` being the same everywhere: the best
-            partners of `boxes2` are those of all parts, and `indices2` counts through
-            them. Only `(*batch, m)` numbers go between devices.
         implementation: None for the fastest that runs wherever the program does, or
             "xla", "mosaic_gpu" (Hopper and newer), "mosaic_tpu"; a kernel takes float32
             arithmetic, and one device or the inside of `jax.shard_map`.
@@ -128,6 +124,10 @@ def best_match(
         measure: any measure.
         where1: `(*batch, n)`, False for boxes that match nothing.
         where2: `(*batch, m)`, likewise.
+        axis_name: inside of `jax.shard_map`, the axis or axes of the mesh over which
+            `boxes1` is cut into parts, `boxes2` being the same everywhere: the best
+            partners of `boxes2` are those of all parts, and `indices2` counts through
+            them. Only `(*batch, m)` numbers go between devices.
         implementation: None for the fastest that runs wherever the program does, or
             "xla", "mosaic_gpu" (Hopper and newer), "mosaic_tpu"; a kernel takes float32
             arithmetic, and one device or the inside of `jax.shard_map`.

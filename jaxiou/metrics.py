@@ -138,6 +138,14 @@ def average_precision(
             "wanted one axis of images; a single one gets it with `boxes[None]`."
         )
     other = _measure.as_measure(name, crowd_measure, name="crowd_measure")
+    if other.coordinates != operands.measure.coordinates:
+        if crowd is not None:
+            raise ValueError(
+                f"jaxiou.{name}: `crowd_measure` is {other!r}, of boxes with "
+                f"{other.coordinates} coordinates, wanted one of boxes with "
+                f"{operands.measure.coordinates}, as `measure` has."
+            )
+        other = operands.measure
     numbers = _checked(name, classes, thresholds, area_ranges, max_detections)
     least, ranges, limits = numbers
     (images, d), t = operands.boxes1.shape[:2], operands.boxes2.shape[1]
@@ -156,6 +164,10 @@ def average_precision(
         )
         for key, mask in (("crowd", crowd), ("ignore", ignore))
     )
+    # A class beyond the range of a narrow type would be another one.
+    label, kind = (
+        x.astype(jnp.promote_types(x.dtype, jnp.int32)) for x in (label, kind)
+    )
     takes_part = operands.where1 & ~jnp.isnan(score) & (label >= 0) & (label < classes)
     counts = ~_outside(sizes, ranges) & ~(is_crowd | is_ignored)[:, None]
     arrays = (
@@ -165,8 +177,10 @@ def average_precision(
     match = functools.partial(_match, operands.measure, other, least, ranges)
     right, wrong, rank = _loops.each_image(match, None, arrays)
     is_target = (counts & operands.where2[:, None]).astype(jnp.int32)
-    hot = jax.nn.one_hot(kind, classes, dtype=jnp.int32)
-    total = jnp.einsum("iat,itc->ac", is_target, hot)
+    place = jnp.where((kind >= 0) & (kind < classes), kind, classes).reshape(-1)
+    is_target = jnp.moveaxis(is_target, 1, 0).reshape(len(ranges), images * t)
+    total = jnp.zeros((len(ranges), classes), jnp.int32)
+    total = total.at[:, place].add(is_target, mode="drop")
     order = _order(score, label, takes_part)
     right, wrong, rank, label = (
         jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], images * d)[..., order]
@@ -337,16 +351,13 @@ def _outside(sizes: Array, ranges: np.ndarray) -> Array:
 def _per_box(
     function: str, shape: tuple[int, int], name: str, value: Any, whole: bool = False
 ) -> Array:
+    if whole:
+        value = _checks.as_integers(function, name, value, "integers")
     array = _checks.as_real(function, name, value)
     if array.shape != shape:
         raise ValueError(
             f"jaxiou.{function}: `{name}` has shape {array.shape}, wanted {shape}, one "
             "entry per box."
-        )
-    if whole and not jnp.issubdtype(array.dtype, jnp.integer):
-        raise TypeError(
-            f"jaxiou.{function}: `{name}` has dtype {array.dtype}, wanted integers; "
-            "convert with `labels.astype(int)`."
         )
     return _loops.replicate(array)
 
@@ -356,12 +367,13 @@ def _checked(
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
     """Thresholds, ranges and limits as they are used."""
     least, bounds = np.asarray(thresholds, float), np.asarray(ranges, float)
-    numbers = tuple(int(x) for x in limits)
+    numbers = tuple(limits) if isinstance(limits, Sequence | np.ndarray) else ()
     right = {
         "classes": isinstance(classes, int | np.integer) and classes >= 1,
         "thresholds": least.ndim == 1 and least.size > 0,
         "area_ranges": bounds.ndim == 2 and bounds.shape[1] == 2 and len(bounds) > 0,
-        "max_detections": numbers == tuple(sorted(numbers))
+        "max_detections": all(isinstance(x, int | np.integer) for x in numbers)
+        and numbers == tuple(sorted(numbers))
         and min(numbers, default=0) > 0,
     }
     given = dict(zip(right, (classes, thresholds, ranges, limits), strict=True))

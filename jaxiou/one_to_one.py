@@ -127,8 +127,14 @@ def box_l1_cost(
         arXiv:2005.12872, of boxes (cx, cy, w, h) in units of the image.
     """
     name = "box_l1_cost"
-    shape = _checks.as_real(name, "boxes1", boxes1).shape
-    size = shape[-1] if shape and shape != (0,) else 4
+    shapes = (
+        _checks.as_real(name, key, value).shape
+        for key, value in (("boxes1", boxes1), ("boxes2", boxes2))
+    )
+    # `[]` is a set of boxes with as many coordinates as those of the other set.
+    size = next((s[-1] for s in shapes if s and s != (0,)), 4)
+    if not size:
+        raise ValueError(f"jaxiou.{name}: the boxes have no coordinates.")
     array1, array2 = (
         _checks.as_boxes(name, key, value, coordinates=size, rank=2)
         for key, value in (("boxes1", boxes1), ("boxes2", boxes2))
@@ -222,16 +228,11 @@ def focal_cost(
     """
     name = "focal_cost"
     logit = _checks.as_real(name, "logits", logits)
-    label = _checks.as_real(name, "labels", labels)
+    label = _checks.as_integers(name, "labels", labels, "integers")
     if logit.ndim < 2 or label.ndim < 1:
         raise ValueError(
             f"jaxiou.{name}: `logits` has shape {logit.shape} and `labels` "
             f"{label.shape}, wanted (*batch, n, classes) and (*batch, m)."
-        )
-    if not jnp.issubdtype(label.dtype, jnp.integer):
-        raise TypeError(
-            f"jaxiou.{name}: `labels` has dtype {label.dtype}, wanted integers; "
-            "convert with `labels.astype(int)`."
         )
     _checks.number(name, "alpha", alpha, least=0, most=1, default="0.25")
     _checks.number(name, "gamma", gamma, least=0, default="2")

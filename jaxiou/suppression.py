@@ -115,9 +115,10 @@ def nms(
         conventions; `labels` is its `batched_nms`.
     """
     candidates = Candidates("nms", boxes, scores, max_outputs, labels, where, measure)
-    limit = _checks.as_real("nms", "threshold", threshold)
+    limit = one_number("nms", "threshold", threshold)
     if score_threshold is not None:
-        candidates.takes_part &= candidates.scores > score_threshold
+        least = one_number("nms", "score_threshold", score_threshold)
+        candidates.takes_part &= candidates.scores > least
 
     # Blocks of many images at once take as much memory as those of a few.
     fewer = math.isqrt(max(1, math.prod(candidates.batch)))
@@ -127,6 +128,17 @@ def nms(
         functools.partial(one, _CPU), limit, accelerated=functools.partial(one, large)
     )
     return Kept(indices, indices >= 0)
+
+
+def one_number(function: str, name: str, value: Any) -> Array:
+    """A real number, which may be traced."""
+    array = _checks.as_real(function, name, value)
+    if array.ndim:
+        raise ValueError(
+            f"jaxiou.{function}: `{name}` has shape {array.shape}, wanted one number; "
+            "for one per image use `jax.vmap`."
+        )
+    return array
 
 
 class Candidates:
@@ -207,12 +219,7 @@ class Candidates:
 
     def _ids(self, labels: Any) -> Array:
         """Labels as integers that fit their dtype: truncated ids would collide."""
-        label = _checks.as_real(self.function, "labels", labels)
-        if not jnp.issubdtype(label.dtype, jnp.integer):
-            raise TypeError(
-                f"jaxiou.{self.function}: `labels` has dtype {label.dtype}, wanted "
-                "integer ids; convert with `labels.astype(int)`."
-            )
+        label = _checks.as_integers(self.function, "labels", labels, "integer ids")
         if not isinstance(labels, jax.Array):
             given, info = np.asarray(labels), jnp.iinfo(label.dtype)
             if given.size and (given.min() < info.min or given.max() > info.max):

@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 from pathlib import Path
 
 import jax
@@ -422,3 +423,15 @@ def test_areas_beyond_half_precision(dtype):
         np.testing.assert_allclose(measure(a, b.astype(jnp.float32)), value, rtol=1e-6)
         for g in jax.grad(measure, argnums=(0, 1))(a, b):
             assert np.isfinite(np.asarray(g, np.float32)).all()
+
+
+def test_docstrings_name_the_arguments_there_are():
+    for name in filter(str.islower, dir(jaxiou)):
+        value = getattr(jaxiou, name)
+        if not getattr(value, "__module__", "").startswith("jaxiou.") or not (
+            inspect.isfunction(value)
+        ):
+            continue
+        section = re.search(r"\n    Args:\n(.*?)\n\n", value.__doc__, re.DOTALL)
+        written = re.findall(r"^        (\w+):", section[1], re.M) if section else []
+        assert written == list(inspect.signature(value).parameters), name

@@ -243,3 +243,55 @@ def test_errors_name_the_argument():
     wrong(9, 0, ValueError, "simota: `strides` has shape", simota, strides=np.ones(3))
     with pytest.raises(ValueError, match=r"`level_sizes` is \[3\], which adds up to 3"):
         jaxiou.match_atss(x["boxes"], x["targets"], level_sizes=[3])
+
+
+def test_candidates_of_one_measure_are_all_of_the_threshold():
+    """The mean of nine equal numbers may be rounded to above them."""
+    for width in range(1, 41):
+        middle = 20.5
+        box = [middle - width / 2, 0, middle + width / 2, 10]
+        anchors = np.tile(np.array(box, np.float32), (9, 1))
+        found = jaxiou.match_atss(anchors, [[0.0, 0, 41, 10]], level_sizes=[9])
+        assert (np.asarray(found.indices) == 0).all(), width
+
+
+def test_what_is_nan_takes_no_place():
+    boxes = np.array([[np.nan] * 4, [0, 0, 4, 4]], np.float32)
+    real = np.array([[0, 0, 4, 4], [0, 0, 4, 3]], np.float32)
+    points, targets = np.full((2, 2), 2, np.float32), [[0.0, 0, 4, 4]]
+    rest = points, [0], targets
+    run = functools.partial(jaxiou.match_task_aligned, topk=1)
+    scores = np.array([[0.9], [0.5]], np.float32)
+    assert run(scores, boxes, *rest, beta=0).indices.tolist() == [-1, 0]
+    scores = np.array([[np.nan], [0.5]], np.float32)
+    assert run(scores, real, *rest, alpha=0).indices.tolist() == [-1, 0]
+    turned = np.array([[2, 2, 4, 4, np.nan], [2.1, 2, 4, 4, 0]], np.float32)
+    found = jaxiou.match_atss(
+        turned,
+        [[2.0, 2, 4, 4, 0]],
+        level_sizes=[2],
+        topk=1,
+        measure=jaxiou.rotated_iou,
+    )
+    assert found.indices.tolist() == [-1, 0]
+
+
+def test_empty_lists_and_wrong_numbers():
+    boxes = np.array([[0, 0, 4, 2], [1, 1, 4, 4]], np.float32)
+    assert jaxiou.match_atss([], boxes, level_sizes=[]).indices.shape == (0,)
+    found = jaxiou.match_task_aligned(np.ones((2, 3)), boxes, boxes[:, :2], [], [])
+    assert found.indices.tolist() == [-1, -1]
+    with pytest.raises(ValueError, match="`level_sizes` is"):
+        jaxiou.match_atss(boxes, boxes, level_sizes=[1.9, 1.2])
+    with pytest.raises(ValueError, match=r"`scores` has shape \(2, 0\)"):
+        jaxiou.match_task_aligned(np.ones((2, 0)), boxes, boxes[:, :2], [0, 0], boxes)
+    with pytest.raises(ValueError, match=r"`measure_weight` is -1.*3 is usual"):
+        jaxiou.match_simota(
+            np.ones((2, 1)),
+            boxes,
+            boxes[:, :2],
+            [0, 0],
+            boxes,
+            strides=np.ones(2),
+            measure_weight=-1.0,
+        )

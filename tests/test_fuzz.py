@@ -1,6 +1,7 @@
 """The long fuzz: it draws what it says, finds a fault, and its table is up to date."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -78,3 +79,18 @@ def test_a_public_measure_runs(tmp_path):
     assert all(-1 <= row["lowest"] < 0 < row["highest"] <= 1 for row in rows)
     with pytest.raises(SystemExit, match="unknown"):
         fuzz.run(fuzz.Config(measures="nobody"))
+
+
+def test_what_was_committed_holds():
+    """Every measure, and no fault but slopes between turned boxes beyond all scales."""
+    results = read(fuzz.Config().out)
+    assert {row["measure"] for row in results["rows"]} == dict(fuzz.members()).keys()
+    assert len(results["rows"]) == len(fuzz.DTYPES) * len(dict(fuzz.members()))
+    known = {"kfiou", "kfiou_raw", "rotated_nwd", "rotated_giou", "yaw_giou_3d"}
+    for row in results["rows"]:
+        for fault in fuzz.FAULTS:
+            count = sum(row[fault].values())
+            steep = fault == fuzz.FAULTS[-1] and row["measure"] in known
+            assert count <= 0.006 * row["pairs"] * steep, (row["measure"], fault)
+    page = (Path(fuzz.__file__).parent / "README.md").read_text()
+    assert fuzz.table(results) in page

@@ -321,3 +321,29 @@ def test_sample_errors_name_the_argument():
         jaxiou.sample(found, key, positives=5, total=4)
     with pytest.raises(TypeError, match="sample: `assignment` is a ArrayImpl, wanted"):
         jaxiou.sample(found.indices, key, positives=2, total=4)
+
+
+def test_ignored_boxes_that_turn_want_a_measure_of_theirs():
+    boxes = np.array([[2, 1, 4, 2, 0.1], [3, 3, 2, 2, 0.3]], np.float32)
+    run = functools.partial(
+        jaxiou.match_anchors,
+        boxes,
+        boxes,
+        measure=jaxiou.rotated_iou,
+        ignore=[False, True],
+    )
+    with pytest.raises(ValueError, match="`ignore_measure` is iof, of boxes with 4"):
+        run()
+    assert run(ignore_measure=jaxiou.rotated_iof).indices.tolist() == [0, -2]
+
+
+def test_what_is_no_number_is_named():
+    found = jaxiou.Assignment(jnp.array([0, -1]), None)
+    with pytest.raises(ValueError, match=r"sample: `total` is .*wanted an integer"):
+        jax.jit(
+            lambda total: jaxiou.sample(
+                found, jax.random.key(0), positives=1, total=total
+            )
+        )(2)
+    with pytest.raises(TypeError, match="take_targets: `fill` is None"):
+        jaxiou.take_targets(np.zeros((1, 4), np.float32), found, fill=None)

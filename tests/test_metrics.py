@@ -226,3 +226,30 @@ def test_errors_name_the_argument():
         ValueError, match=r"`boxes` and `targets` have leading axes \(\)"
     ):
         jaxiou.average_precision(*(x[0] for x in arguments), classes=2)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int32"])
+def test_labels_of_narrow_types_are_no_other_classes(dtype):
+    boxes = np.array([[[0, 0, 4, 2], [1, 1, 4, 4]]], np.float32)
+    labels = np.array([[5, 6]], dtype)
+    found = jaxiou.average_precision(
+        boxes, [[0.9, 0.8]], labels, boxes, labels, classes=300
+    )
+    assert np.flatnonzero(found.targets[0]).tolist() == [5, 6]
+    assert found.precision[0, 0] == 1
+
+
+def test_boxes_that_turn_have_a_precision_and_crowds_want_a_measure_of_theirs():
+    boxes = np.array([[[2, 1, 4, 2, 0.1], [3, 3, 2, 2, 0.3]]], np.float32)
+    given = boxes, [[0.9, 0.8]], [[0, 0]], boxes, [[0, 0]]
+    run = functools.partial(
+        jaxiou.average_precision, *given, classes=1, measure=jaxiou.rotated_iou
+    )
+    assert run().precision[0, 0] == 1
+    with pytest.raises(ValueError, match="`crowd_measure` is iof, of boxes with 4"):
+        run(crowd=[[True, False]])
+    crowds = run(crowd=[[True, False]], crowd_measure=jaxiou.rotated_iof)
+    assert crowds.targets[0, 0] == 1
+    for limits in (100, (1.5,)):
+        with pytest.raises(ValueError, match="`max_detections` is"):
+            run(max_detections=limits)

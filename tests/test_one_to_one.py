@@ -166,3 +166,9 @@ def test_errors_name_the_argument():
         jaxiou.focal_cost(np.zeros((2, 3)), np.zeros(2))
     with pytest.raises(ValueError, match="focal_cost: `alpha` is 2, wanted"):
         jaxiou.focal_cost(np.zeros((2, 3)), [0], alpha=2)
+
+
+def test_a_set_without_boxes_has_the_coordinates_of_the_other_one():
+    assert jaxiou.box_l1_cost([], np.ones((2, 5))).shape == (0, 2)
+    with pytest.raises(ValueError, match="no coordinates"):
+        jaxiou.box_l1_cost(np.zeros((3, 0)), np.zeros((2, 0)))

@@ -1,5 +1,6 @@
 """Non-maximum suppression equals the greedy loop, always."""
 
+import functools
 import itertools
 
 import jax
@@ -241,3 +242,15 @@ def test_thresholds_may_be_traced_and_mapped_over_and_slots_may_not():
     for slots in (2.0, None):
         with pytest.raises(ValueError, match=r"`max_outputs` is .*, wanted an integer"):
             jaxiou.nms(boxes, scores, threshold=0.5, max_outputs=slots)
+
+
+def test_thresholds_are_single_numbers():
+    boxes = np.array([[0, 0, 4, 4], [0, 0, 4, 3]], np.float32)
+    run = functools.partial(jaxiou.nms, boxes, [0.1, 0.2], max_outputs=2)
+    for name, more in (("threshold", {}), ("score_threshold", {"threshold": 0.5})):
+        with pytest.raises(ValueError, match=rf"nms: `{name}` has shape \(2,\)"):
+            run(**{name: [0.9, 0.1]}, **more)
+    with pytest.raises(ValueError, match=r"soft_nms: `score_threshold` has shape"):
+        jaxiou.soft_nms(boxes, [0.1, 0.2], score_threshold=[0.9, 0.1], max_outputs=2)
+    none = jaxiou.nms([], np.zeros(0), threshold=0.5, max_outputs=2, labels=[])
+    assert none.indices.tolist() == [-1, -1]
