@@ -87,7 +87,7 @@ class Measure:
 
         `custom_vjp` forbids forward mode. This form allows `jax.jvp`, `linearize`,
         `jacfwd` and `hessian`, with the same values and equally safe gradients; reverse
-        mode then stores the intermediate values instead of the inputs only. In float16
+        mode then stores all intermediate values. In float16
         its gradients overflow where they would saturate: for sides below 1e-4.
         """
         return replace(self, forward=True)
@@ -426,15 +426,17 @@ def _aligned(measure: Measure, boxes1: Array, boxes2: Array) -> Array:
 def _aligned_fwd(
     measure: Measure, boxes1: Array, boxes2: Array
 ) -> tuple[Array, tuple[Any, Any]]:
-    boxes = boxes1, boxes2
-    values = _aligned(measure, *boxes)
+    values = _aligned(measure, boxes1, boxes2)
+    # JAX takes a residual that is an operand for another one where it lifts constants
+    # out of a loop; behind a barrier it is none.
+    boxes = jax.lax.optimization_barrier((boxes1, boxes2))
     # One operand against many: slopes would be kept for every pair.
     if boxes1.shape != boxes2.shape:
         return values, (boxes, None)
     # Written in the pass that writes the values. Without barriers XLA fuses the slopes
     # with what follows, and on a GPU writes a dozen planes in between. One for each
     # side: what nobody asks for is not computed.
-    whole = values, *_slopes(measure, boxes, values)
+    whole = values, *_slopes(measure, (boxes1, boxes2), values)
     values, *slopes = map(jax.lax.optimization_barrier, whole)
     return values, (boxes, slopes)
 

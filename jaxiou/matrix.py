@@ -247,11 +247,19 @@ def match(
 
     if axis_name is None:
         return run(operands.where2, ties)
+    try:
+        first = first_row(operands, axis_name)
+    except NameError:
+        raise ValueError(
+            f"jaxiou.{operands.function}: `axis_name` is {axis_name!r}, wanted an axis "
+            "of the mesh, or a tuple of axes, inside of `jax.shard_map`; leave it out "
+            "elsewhere."
+        ) from None
     found = run(operands.where2, False)
     best = jax.lax.pmax(found.values2, axis_name)
     here = (found.values2 == best) & (found.indices2 >= 0)
     nowhere = jnp.iinfo(jnp.int32).max
-    index = found.indices2 + first_row(operands, axis_name)
+    index = found.indices2 + first
     index = jax.lax.pmin(jnp.where(here, index, nowhere), axis_name)
     index = jnp.where(index == nowhere, -1, index)
     # Columns whose best is elsewhere tie with nothing here.
@@ -281,7 +289,9 @@ def _pairwise(measure: Measure, kernel: Choice, boxes1: Array, boxes2: Array) ->
 def _pairwise_fwd(
     measure: Measure, kernel: Choice, boxes1: Array, boxes2: Array
 ) -> tuple[Array, tuple[Array, Array]]:
-    return _pairwise(measure, kernel, boxes1, boxes2), (boxes1, boxes2)
+    values = _pairwise(measure, kernel, boxes1, boxes2)
+    # Behind a barrier for the reason given in `_measure._aligned_fwd`.
+    return values, jax.lax.optimization_barrier((boxes1, boxes2))
 
 
 def _pairwise_bwd(

@@ -115,13 +115,15 @@ def nms(
         conventions; `labels` is its `batched_nms`.
     """
     candidates = Candidates("nms", boxes, scores, max_outputs, labels, where, measure)
-    limit = one_number("nms", "threshold", threshold)
+    limit = jax.lax.stop_gradient(one_number("nms", "threshold", threshold))
     if score_threshold is not None:
         least = one_number("nms", "score_threshold", score_threshold)
         candidates.takes_part &= candidates.scores > least
 
     # Blocks of many images at once take as much memory as those of a few.
-    fewer = math.isqrt(max(1, math.prod(candidates.batch)))
+    images = math.prod(candidates.batch)
+    # Of a symbolic number, in `jax.export`, nothing is known.
+    fewer = math.isqrt(max(1, images)) if isinstance(images, int) else 16
     large = _ACCELERATOR._replace(block=max(_CPU.block, _ACCELERATOR.block // fewer))
     one = functools.partial(_greedy, candidates)
     indices = candidates.each(

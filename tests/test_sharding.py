@@ -120,3 +120,11 @@ def test_anchors_in_parts_match_as_a_whole(images, shape):
     assert (
         forced.any() and (forced[:, ANCHORS // 2 :] == forced[:, : ANCHORS // 2]).all()
     )
+
+
+def test_an_axis_that_is_none_is_named():
+    boxes = random_boxes(1, 3, extent=9)
+    for function in (jaxiou.best_match, jaxiou.match_anchors):
+        name = function.__name__
+        with pytest.raises(ValueError, match=f"{name}: `axis_name` is 'd', wanted an"):
+            function(boxes, boxes, axis_name="d")

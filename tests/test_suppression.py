@@ -254,3 +254,13 @@ def test_thresholds_are_single_numbers():
         jaxiou.soft_nms(boxes, [0.1, 0.2], score_threshold=[0.9, 0.1], max_outputs=2)
     none = jaxiou.nms([], np.zeros(0), threshold=0.5, max_outputs=2, labels=[])
     assert none.indices.tolist() == [-1, -1]
+
+
+def test_a_threshold_has_no_derivative():
+    boxes = jnp.array([[0, 0, 2, 2], [0, 0, 2, 2.5]])
+
+    def kept(threshold):
+        found = jaxiou.nms(boxes, [0.5, 0.6], threshold=threshold, max_outputs=2)
+        return (found.valid * 1.0).sum()
+
+    assert jax.grad(kept)(0.3) == 0

@@ -109,3 +109,42 @@ def test_any_whole_numbered_boxes_have_the_exact_iou():
         np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=0)
 
     check()
+
+
+@pytest.mark.parametrize("matrix", [False, True], ids=["pairs", "matrix"])
+def test_second_derivatives_inside_of_a_loop(matrix):
+    """JAX may take a residual that is an operand for a constant of the loop."""
+    boxes = jnp.array([[0, 0, 2, 1], [1, 1, 3.25, 4.0]])
+    other = jnp.array([[0.5, 0.25, 3, 3.5]])
+    value = jaxiou.pairwise if matrix else jaxiou.iou
+
+    def looped(boxes):
+        def add(total, box):
+            return total + (value(box[None], other) ** 2).sum(), None
+
+        return jax.lax.scan(add, 0.0, boxes)[0]
+
+    def whole(boxes):
+        return sum((value(box[None], other) ** 2).sum() for box in boxes)
+
+    def second(function):
+        return jax.grad(lambda x: (jax.grad(function)(x) * boxes).sum())(boxes)
+
+    np.testing.assert_allclose(second(looped), second(whole), rtol=1e-5, atol=1e-6)
+
+
+def test_a_symbolic_number_of_images_can_be_exported():
+    images = jax.export.symbolic_shape("b")[0]
+    boxes = jax.ShapeDtypeStruct((images, 20, 4), jnp.float32)
+    scores = jax.ShapeDtypeStruct((images, 20), jnp.float32)
+
+    def run(boxes, scores):
+        kept = jaxiou.nms(boxes, scores, threshold=0.5, max_outputs=6)
+        return kept, jaxiou.match_anchors(boxes, boxes[:, :3])[:2]
+
+    program = jax.export.export(jax.jit(run), platforms=("cpu", "cuda"))(boxes, scores)
+    given = random_boxes(1, 3, 20, extent=40), np.linspace(0, 1, 60).reshape(3, 20)
+    given = [np.asarray(x, np.float32) for x in given]
+    found, wanted = program.call(*given), jax.jit(run)(*given)
+    for x, y in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
+        np.testing.assert_array_equal(x, y)

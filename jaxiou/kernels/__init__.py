@@ -91,7 +91,11 @@ class Choice:
             elif self.implementation is not None:
                 raise NotImplementedError(f"jaxiou.{self.caller}: {reason}")
         named = self.implementation is not None
-        if not kernels or (function in _BY_NAME_ONLY and not named):
+        # Blocks of a kernel are counted, which symbolic sizes of `jax.export` are not.
+        sizes = [size for x in leaves for size in x.shape]
+        symbolic = not all(isinstance(size, int) for size in sizes)
+        by_name_only = symbolic or function in _BY_NAME_ONLY
+        if not kernels or (by_name_only and not named):
             return plain(*args)
         call = _Call(function, measure, tuple(options.items()), structure, named)
         leaves = [varying(x, leaves) for x in leaves]

@@ -169,11 +169,13 @@ def best_match(
     def one(pairs: int, _: None, *image: Any) -> tuple[Array, ...]:
         return _match_one(measure, pairs, *image, ties=ties)
 
+    # Of a symbolic number, in `jax.export`, nothing is known.
+    pairs = max(_BLOCK, _ACCELERATED // batch) if isinstance(batch, int) else _BLOCK
     found = each_image(
         functools.partial(one, _BLOCK),
         None,
         (planes1, planes2, where1, where2),
-        accelerated=functools.partial(one, max(_BLOCK, _ACCELERATED // batch)),
+        accelerated=functools.partial(one, pairs),
     )
     return Matches(*found)
 
