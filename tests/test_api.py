@@ -39,6 +39,7 @@ every_measure = pytest.mark.parametrize("measure", XYXY.values(), ids=repr)
 # Whoever comes later may import those before, never the other way round.
 ORDER = [
     "_checks",
+    "_loops",
     "_numerics",
     "_measure",
     "_turned",
