@@ -51,6 +51,17 @@ def as_real(function: str, name: str, value: ArrayLike) -> Array:
     return array
 
 
+def as_number(function: str, name: str, value: Any) -> Array:
+    """A real number, which may be traced."""
+    array = as_real(function, name, value)
+    if array.ndim:
+        raise ValueError(
+            f"jaxiou.{function}: `{name}` has shape {array.shape}, wanted one number; "
+            "for one per image use `jax.vmap`."
+        )
+    return array
+
+
 def as_integers(function: str, name: str, value: Any, advice: str) -> Array:
     """Converts to an array of integers, labels for example."""
     array = as_real(function, name, value)

@@ -87,8 +87,8 @@ class Measure:
 
         `custom_vjp` forbids forward mode. This form allows `jax.jvp`, `linearize`,
         `jacfwd` and `hessian`, with the same values and equally safe gradients; reverse
-        mode then stores all intermediate values. In float16
-        its gradients overflow where they would saturate: for sides below 1e-4.
+        mode then stores all intermediate values. In float16 its gradients overflow
+        where they would saturate: for sides below 1e-4.
         """
         return replace(self, forward=True)
 

@@ -10,12 +10,12 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from . import _checks, _loops, _measure
+from ._given import arrays_of, count, extra, operands_of, predicted
 from ._measure import Measure, Planes
 from ._numerics import divide, nonnegative
 from ._points import (
@@ -90,8 +90,8 @@ def match_atss(
         in mmdetection a centre is inside from 0.01 pixels on.
     """
     name = "match_atss"
-    operands = _operands(name, measure, anchors, targets, where_anchors, where)
-    _count(name, "topk", topk)
+    operands = operands_of(name, measure, anchors, targets, where_anchors, where)
+    count(name, "topk", topk)
     sizes = list(level_sizes) or [0]
     n = operands.boxes1.shape[1]
     whole = all(isinstance(size, int | np.integer) for size in sizes)
@@ -122,7 +122,7 @@ def match_atss(
         index = shared_out(jnp.where(claims, chosen, -1), values, n)
         return index, own_values(operands.measure, anchors, targets, index)
 
-    found = _loops.each_image(one, None, _arrays(operands))
+    found = _loops.each_image(one, None, arrays_of(operands))
     return _assignment(operands, found)
 
 
@@ -198,10 +198,10 @@ def match_task_aligned(
         targets choose may go to one that did not choose it.
     """
     name = "match_task_aligned"
-    operands = _operands(
+    operands = operands_of(
         name, measure, boxes, targets, where_anchors, where, names=("boxes", "targets")
     )
-    _count(name, "topk", topk)
+    count(name, "topk", topk)
     for key, value, usual in (("alpha", alpha, "1"), ("beta", beta, "6")):
         _checks.number(name, key, value, least=0, default=usual)
     measure = operands.measure
@@ -241,12 +241,12 @@ def match_task_aligned(
         most_t, most_u = (most(x, index, m) for x in (t, nonnegative(overlap)))
         return index, overlap, divide(t, most_t) * most_u
 
-    extras = _predicted(operands, scores, anchor_points, labels)
+    extras = predicted(operands, scores, anchor_points, labels)
     region = operands.boxes2
     if regions is not None:
         shape = region.shape[1:]
-        region = _extra(operands, "regions", regions, shape, "per target")
-    found = _loops.each_image(one, None, (*_arrays(operands), *extras, region))
+        region = extra(operands, "regions", regions, shape, "per target")
+    found = _loops.each_image(one, None, (*arrays_of(operands), *extras, region))
     return _assignment(operands, found)
 
 
@@ -323,10 +323,10 @@ def match_simota(
         several targets take to the cheapest of all targets, one of them or not.
     """
     name = "match_simota"
-    operands = _operands(
+    operands = operands_of(
         name, measure, boxes, targets, where_anchors, where, names=("boxes", "targets")
     )
-    _count(name, "topk", topk)
+    count(name, "topk", topk)
     weights = class_weight, measure_weight
     names = ("class_weight", "1"), ("measure_weight", "3")
     for (key, usual), value in zip(names, weights, strict=True):
@@ -379,88 +379,10 @@ def match_simota(
         index = shared_out(chosen, worth, n)
         return index, own_values(measure, boxes, targets, index)
 
-    extras = _predicted(operands, scores, anchor_points, labels)
-    extras = *extras, _extra(operands, "strides", strides, (n,), "per prediction")
-    found = _loops.each_image(one, None, (*_arrays(operands), *extras))
+    extras = predicted(operands, scores, anchor_points, labels)
+    extras = *extras, extra(operands, "strides", strides, (n,), "per prediction")
+    found = _loops.each_image(one, None, (*arrays_of(operands), *extras))
     return _assignment(operands, found)
-
-
-def _operands(
-    function: str,
-    measure: Any,
-    anchors: Any,
-    targets: Any,
-    where_anchors: Any,
-    where: Any,
-    names: tuple[str, str] = ("anchors", "targets"),
-) -> Operands:
-    masks = "where_anchors", "where"
-    operands = Operands(
-        function, measure, anchors, targets, where_anchors, where, names, masks
-    )
-    return operands.gathered()
-
-
-def _arrays(operands: Operands) -> tuple[Array, ...]:
-    boxes = operands.boxes1, operands.boxes2
-    return *map(jax.lax.stop_gradient, boxes), operands.where1, operands.where2
-
-
-def _predicted(
-    operands: Operands, scores: Any, points: Any, labels: Any
-) -> tuple[Array, ...]:
-    """Points, scores and labels, checked, with the flat batch axis of the boxes."""
-    n, m = operands.boxes1.shape[1], operands.boxes2.shape[1]
-    dimensions = operands.measure.coordinates // 2
-    array = jnp.asarray(scores)
-    classes = array.shape[-1] if array.ndim else 0
-    advice = "integers, columns of `scores`"
-    labels = _checks.as_integers(operands.function, "labels", labels, advice)
-    if m and not classes:
-        raise ValueError(
-            f"jaxiou.{operands.function}: `scores` has shape {array.shape}, wanted a "
-            "column per class in its last axis."
-        )
-    return (
-        _extra(operands, "anchor_points", points, (n, dimensions), "per prediction"),
-        _extra(operands, "scores", scores, (n, classes), "per prediction").astype(
-            _checks.arithmetic_dtype(array)
-        ),
-        _extra(operands, "labels", labels, (m,), "per target"),
-    )
-
-
-def _extra(
-    operands: Operands, name: str, value: Any, shape: tuple[int, ...], unit: str
-) -> Array:
-    """An array whose last axes have that shape, spread over the batch of the boxes."""
-    array = _checks.as_real(operands.function, name, value)
-    whole = (*operands.batch, *shape)
-    lead = array.ndim - len(shape)
-    try:
-        fits = lead >= 0 and array.shape[lead:] == shape
-        fits &= jnp.broadcast_shapes(array.shape, whole) == whole
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"jaxiou.{operands.function}: `{name}` has shape {array.shape}, wanted "
-            f"{whole} or fewer leading axes, one entry {unit}."
-        )
-    array = jnp.broadcast_to(_loops.replicate(jax.lax.stop_gradient(array)), whole)
-    return (
-        array.reshape(-1, *shape)
-        if array.size
-        else array.reshape(operands.boxes1.shape[0], *shape)
-    )
-
-
-def _count(function: str, name: str, value: Any) -> None:
-    if not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(
-            f"jaxiou.{function}: `{name}` is {value!r}, wanted an integer of at least "
-            "1; it is part of the compiled program, so it cannot be traced."
-        )
 
 
 def _assignment(operands: Operands, found: Sequence[Array]) -> Assignment:

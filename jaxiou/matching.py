@@ -103,8 +103,9 @@ def match_anchors(
         lowest target index wins. Boxes with NaN match nothing. Not differentiable.
 
     Raises:
-        ValueError: on shapes that are not boxes or do not broadcast, or `negative`
-            above `positive`.
+        ValueError: on shapes that are not boxes or do not broadcast, `negative` above
+            `positive`, an `ignore_measure` of other boxes than `measure`, or an
+            `axis_name` outside of `jax.shard_map`.
         TypeError: on a `measure` that is not one, or masks that are not boolean.
 
     Example:

@@ -142,8 +142,8 @@ def best_match(
         no gradient; apply the measure to the matched pairs instead.
 
     Raises:
-        ValueError: on shapes that are not boxes, leading axes that do not broadcast, or
-            an unknown implementation.
+        ValueError: on shapes that are not boxes, leading axes that do not broadcast,
+            an unknown implementation, or an `axis_name` outside of `jax.shard_map`.
         TypeError: on a `measure` that is not one, or a mask that is not boolean.
         NotImplementedError: where a named implementation cannot serve the call.
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from . import _checks, _loops
 from ._measure import Measure, Planes
 from .measures import iou
-from .suppression import Candidates, Overlaps, by_score, one_number
+from .suppression import Candidates, Overlaps, by_score
 
 Decay = Callable[[Array], Array]
 
@@ -206,7 +206,7 @@ def _rescored(
             f"jaxiou.{name}: `decay` is {decay!r}, wanted a function of the overlap, "
             "as `jaxiou.LinearDecay()` or `jaxiou.GaussianDecay(sigma=0.5)`."
         )
-    least = one_number(
+    least = _checks.as_number(
         name, "score_threshold", -1.0 if score_threshold is None else score_threshold
     )
     # Parameters of a decay that are traced are operands of the loop.

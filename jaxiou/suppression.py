@@ -29,8 +29,7 @@ class Sizes(NamedTuple):
 
 
 _CPU = Sizes(block=128, chunk=128, rounds=1)
-# A loop asks an accelerator whether it goes on, and that takes as long as millions of
-# pairs.
+# An accelerator is asked in every round of a loop whether it goes on: few, large ones.
 _ACCELERATOR = Sizes(block=2048, chunk=8192, rounds=4)
 
 
@@ -97,8 +96,8 @@ def nms(
 
     Raises:
         ValueError: on shapes that do not fit each other, a `max_outputs` that is not a
-            static integer >= 0, labels too large for their dtype, or a `measure` beside
-            overlaps.
+            static integer >= 0, labels too large for their dtype, thresholds that are
+            no single numbers, or a `measure` beside overlaps.
         TypeError: on a `measure` that is not one, masks that are not boolean, labels
             that are not integers.
 
@@ -115,9 +114,9 @@ def nms(
         conventions; `labels` is its `batched_nms`.
     """
     candidates = Candidates("nms", boxes, scores, max_outputs, labels, where, measure)
-    limit = jax.lax.stop_gradient(one_number("nms", "threshold", threshold))
+    limit = jax.lax.stop_gradient(_checks.as_number("nms", "threshold", threshold))
     if score_threshold is not None:
-        least = one_number("nms", "score_threshold", score_threshold)
+        least = _checks.as_number("nms", "score_threshold", score_threshold)
         candidates.takes_part &= candidates.scores > least
 
     # Blocks of many images at once take as much memory as those of a few.
@@ -130,17 +129,6 @@ def nms(
         functools.partial(one, _CPU), limit, accelerated=functools.partial(one, large)
     )
     return Kept(indices, indices >= 0)
-
-
-def one_number(function: str, name: str, value: Any) -> Array:
-    """A real number, which may be traced."""
-    array = _checks.as_real(function, name, value)
-    if array.ndim:
-        raise ValueError(
-            f"jaxiou.{function}: `{name}` has shape {array.shape}, wanted one number; "
-            "for one per image use `jax.vmap`."
-        )
-    return array
 
 
 class Candidates:

@@ -61,6 +61,7 @@ ORDER = [
     "matching",
     "_points",
     "_top",
+    "_given",
     "assigners",
     "one_to_one",
     "suppression",

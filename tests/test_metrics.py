@@ -253,3 +253,13 @@ def test_boxes_that_turn_have_a_precision_and_crowds_want_a_measure_of_theirs():
     for limits in (100, (1.5,)):
         with pytest.raises(ValueError, match="`max_detections` is"):
             run(max_detections=limits)
+
+
+def test_nothing_of_images_by_targets_by_classes_exists():
+    images, boxes, classes = 40, 30, 1203
+    of = functools.partial(jax.ShapeDtypeStruct, (images, boxes))
+    corners = jax.ShapeDtypeStruct((images, boxes, 4), jnp.float32)
+    run = functools.partial(jaxiou.average_precision, classes=classes)
+    given = corners, of(jnp.float32), of(jnp.int32), corners, of(jnp.int32)
+    used = jax.jit(run).lower(*given).compile().memory_analysis().temp_size_in_bytes
+    assert used < 4 * images * boxes * classes

@@ -264,3 +264,10 @@ def test_a_threshold_has_no_derivative():
         return (found.valid * 1.0).sum()
 
     assert jax.grad(kept)(0.3) == 0
+
+
+def test_labels_beyond_every_integer_are_named():
+    with pytest.raises((ValueError, OverflowError), match=r"jaxiou\.nms: `labels`"):
+        jaxiou.nms(
+            [[0.0, 0, 1, 1]], [0.5], threshold=0.5, max_outputs=1, labels=[2**40]
+        )

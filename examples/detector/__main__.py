@@ -43,7 +43,6 @@ def run(config):
         report, found = evaluate(
             model, dataset.test, dataset.classes, config.image_size
         )
-        check(report, dataset.test, found, dataset.classes)
         seconds = round(time.perf_counter() - began, 1)
         log({"step": config.steps, "split": "test", "seconds": seconds, **report})
 
@@ -52,6 +51,8 @@ def run(config):
         config.out / "predictions.png", dataset.test, found, dataset.classes
     )
     print(table(report))
+    # Last, when everything is kept.
+    check(report, dataset.test, found, dataset.classes)
     print(f"{len(dataset.test)} test images; {seconds:.0f} s in all")
     for name in ("predictions.png", "curves.png", "metrics.jsonl", "config.json"):
         print(config.out / name)
