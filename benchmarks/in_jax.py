@@ -10,11 +10,13 @@ import jax.numpy as jnp
 
 import jaxiou
 
-from . import plain, plain_masks
+from . import plain, plain_assigners, plain_masks
 from .timing import Call, Skip
+from .workloads import ASSIGNERS, CLASSES, level_sizes
 
 THRESHOLD = 0.5  # of suppression
 LARGE = 4 << 30  # bytes of a matrix
+CHOSEN = 100  # of soft suppression
 
 
 def compiled(function, *inputs, scale=1.0):
@@ -38,7 +40,28 @@ def pullback(matrix):
 
 
 def value_and_gradient(loss):
-    return jax.value_and_grad(lambda a, b: loss(a, b).sum())
+    return jax.value_and_grad(lambda *inputs: loss(*inputs).sum())
+
+
+def assigner(job):
+    """jaxiou's, returning what the plain one does."""
+    match job.case:
+        case "atss":
+            match_atss = functools.partial(
+                jaxiou.match_atss, level_sizes=level_sizes(job.n)
+            )
+            return lambda *x: match_atss(*x).indices
+        case "task_aligned":
+            return lambda *x: jaxiou.match_task_aligned(*x)[::2]
+    return lambda *x: jaxiou.match_simota(*x[:-1], strides=x[-1]).indices
+
+
+def plain_assigner(job, xp, top):
+    """The formula for one image."""
+    formula = functools.partial(getattr(plain_assigners, job.case), xp, top)
+    if job.case == "atss":
+        return functools.partial(formula, level_sizes(job.n))
+    return formula
 
 
 def ours(job, inputs):
@@ -54,6 +77,11 @@ def ours(job, inputs):
         case "memory", "streamed":
             one = lambda pair: jaxiou.best_match(*pair)  # noqa: E731
             return compiled(lambda a, b: jax.lax.map(one, (a, b)), *inputs)
+        case _, name if name in ASSIGNERS:
+            return compiled(assigner(job), *inputs)
+        case "losses", "decoded giou":
+            loss = lambda *x: jaxiou.giou_loss(jaxiou.decode(*x[:2]), x[2])  # noqa: E731
+            return compiled(value_and_gradient(loss), *inputs)
         case "losses", name:
             loss = getattr(jaxiou, f"{name}_loss")
             return compiled(value_and_gradient(loss), *inputs)
@@ -64,12 +92,25 @@ def ours(job, inputs):
         case "nms", _:
             nms = functools.partial(jaxiou.nms, threshold=THRESHOLD, max_outputs=job.n)
             return compiled(lambda *x: nms(*x).indices, *inputs)
+        case "rescoring", case:
+            function = getattr(jaxiou, f"{case}_nms")
+            slots = min(job.n, CHOSEN) if case == "soft" else job.n
+            rescored = functools.partial(function, max_outputs=slots)
+            return compiled(lambda *x: rescored(*x).scores, *inputs)
+        case "evaluation", _:
+            return compiled(precision, *inputs)
         case "rotated", "losses":
             return compiled(value_and_gradient(turned_loss), *inputs)
         case "rotated", case:
             matrix = functools.partial(jaxiou.pairwise, measure=jaxiou.rotated_iou)
             return compiled(pullback(matrix) if case == "vjp" else matrix, *inputs)
     raise Skip
+
+
+def precision(boxes, scores, labels, targets, target_labels, real, crowd):
+    found = boxes, scores, labels, targets, target_labels
+    rest = dict(classes=CLASSES, where_targets=real, crowd=crowd)
+    return jaxiou.average_precision(*found, **rest).precision
 
 
 def turned_loss(a, b):
@@ -85,12 +126,15 @@ def naive(job, inputs):
             return compiled(textbook, *inputs)
         case "pairwise", "vjp":
             return compiled(pullback(textbook), *inputs)
-        case "match", case:
+        case "match" | "assigners", case:
             refuse_large(job)
-            one = _best if case == "best_match" else _anchors
+            one = {"best_match": _best, "match_anchors": _anchors}.get(case)
+            one = one or plain_assigner(job, jnp, _top)
             if jax.default_backend() != "cpu" and 4 * job.pairs <= LARGE:
                 return compiled(jax.vmap(one), *inputs)
             return compiled(lambda *x: jax.lax.map(lambda x: one(*x), x), *inputs)
+        case "losses", "decoded giou":
+            return compiled(value_and_gradient(_decoded), *inputs)
         case "losses", name:
             formula, stop = getattr(plain, name), jax.lax.stop_gradient
             loss = lambda a, b: 1 - formula(jnp, a.T, b.T, stop)  # noqa: E731
@@ -100,6 +144,10 @@ def naive(job, inputs):
         case "nms", _:
             refuse_large(job)
             return compiled(_greedy, *inputs)
+        case "rescoring", "soft":
+            return compiled(_soft, *inputs)
+        case "rescoring", _:
+            return compiled(functools.partial(plain_assigners.matrix_nms, jnp), *inputs)
         case "rotated", "losses":
             loss = lambda a, b: 1 - plain.turned(jnp, a.T, b.T)  # noqa: E731
             return compiled(value_and_gradient(loss), *inputs)
@@ -119,7 +167,8 @@ def limit(job, inputs):
         case "pairwise" | "rotated", "forward":
             return compiled(lambda x: jnp.full((job.n, job.m), x), jnp.float32(0.5))
         case ("losses" | "masks", _) | ("rotated", "losses"):
-            return compiled(jnp.add, *inputs)  # reads two, writes one
+            # Reads all, writes one.
+            return compiled(lambda *x: functools.reduce(jnp.add, x), *inputs)
         case "pairwise" | "match", _:
             # Enough for an accelerator to be busy longer than it takes to ask it.
             size, boxes = 1 << (18 if jax.default_backend() == "cpu" else 24), 32
@@ -169,6 +218,27 @@ def _greedy(boxes, scores):
 
     keep = jax.lax.fori_loop(0, scores.size, visit, jnp.ones(scores.shape, bool))
     return jnp.where(keep, order, -1)
+
+
+def _decoded(deltas, anchors, targets):
+    boxes = plain.decoded(jnp, deltas.T, anchors.T)
+    return 1 - plain.giou(jnp, boxes, targets.T)
+
+
+def _soft(boxes, scores):
+    """The matrix, and a loop over the best boxes."""
+    factor = jnp.exp(-(plain.textbook(jnp, boxes, boxes) ** 2) / plain_assigners.SIGMA)
+
+    def choose(scores, _):
+        best = scores.argmax()
+        lowered = (scores * factor[best]).at[best].set(-1)
+        return lowered, scores[best]
+
+    return jax.lax.scan(choose, scores, None, min(CHOSEN, scores.size))[1]
+
+
+def _top(x, k):
+    return jax.lax.top_k(x.T, k)[0].T
 
 
 IMPLEMENTATIONS = {"jaxiou": ours, "limit": limit, "naive JAX": naive}

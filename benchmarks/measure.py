@@ -75,6 +75,11 @@ def disagreement(job, inputs, ours, theirs):
         kept, other = ({int(i) for i in x[0] if i >= 0} for x in (ours, theirs))
         # A pair at the threshold may fall either way, and others with it.
         return len(kept ^ other) / max(1, 0.002 * len(kept))
+    if job.family == "assigners":
+        same = ours[0].ravel() == theirs[0].ravel()
+        pairs = zip(ours[1:], theirs[1:], strict=True)  # soft scores, if any
+        values = [_apart(x.ravel()[same], y.ravel()[same]) for x, y in pairs]
+        return max((~same).mean() / 1e-3, *values, 0)
     if job.case == "match_anchors":
         differing = (ours[0].ravel() != theirs[0].ravel()).mean()
         return max(differing / 1e-3, _apart(ours[1].ravel(), theirs[1].ravel()))
@@ -88,6 +93,10 @@ def disagreement(job, inputs, ours, theirs):
             pairs = np.moveaxis(boxes, -1, 0), np.moveaxis(chosen, -1, 0)
             values.append(_apart(ours[k], plain.iou(np, *pairs)))
         return max(values)
+    if job.case == "decoded giou":
+        # A side that is rounded otherwise may lie on the other side of its target's.
+        apart = np.abs(ours[1] - theirs[1]) > TOLERANCE * np.abs(ours[1]).max()
+        return max(_apart(ours[0], theirs[0]), apart.mean() / 1e-4)
     if job.case == "lovasz":
         # Equal errors may go in any order, and differences of quotients near 1 keep
         # 6e-8 at best, however small they are.

@@ -4,6 +4,7 @@ What a library takes at its best (xywh in float64, tensors on the GPU) is prepar
 beforehand and not timed.
 """
 
+import contextlib
 import functools
 import importlib.metadata
 
@@ -12,9 +13,10 @@ import numpy as np
 
 import jaxiou
 
-from . import plain, plain_masks
-from .in_jax import LARGE, THRESHOLD, refuse_large
+from . import plain, plain_assigners, plain_masks
+from .in_jax import CHOSEN, LARGE, THRESHOLD, plain_assigner, refuse_large
 from .timing import Call, Skip
+from .workloads import CLASSES
 
 
 def on_cpu():
@@ -42,6 +44,8 @@ def with_numpy(job, inputs):
             return Call(lambda: stacked(best(*x) for x in zip(*inputs, strict=True)))
         case "nms", _:
             return Call(lambda: numpy_nms(*inputs))
+        case "rescoring", "soft":
+            return Call(lambda: numpy_soft_nms(*inputs))
     raise Skip
 
 
@@ -61,6 +65,17 @@ def numpy_nms(boxes, scores):
         shared = width.clip(0) * height.clip(0)
         order = rest[shared <= THRESHOLD * (areas[first] + areas[rest] - shared)]
     return np.asarray(kept)
+
+
+def numpy_soft_nms(boxes, scores):
+    boxes, scores, found = boxes.T, scores.copy(), []
+    for _ in range(min(CHOSEN, scores.size)):
+        best = scores.argmax()
+        found.append(scores[best])
+        overlap = plain.iou(np, boxes[:, best, None], boxes)
+        scores *= np.exp(-(overlap**2) / plain_assigners.SIGMA)
+        scores[best] = -1
+    return np.stack(found)
 
 
 def to_torch(inputs):
@@ -127,6 +142,16 @@ def with_torchvision(job, inputs):
                 return matcher(matrix), matrix.max(0).values
 
             return timed(each_image(torch, assign, tensors))
+        case "losses", "decoded giou":
+            from torchvision.models.detection._utils import BoxCoder
+
+            coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
+
+            def decoded(deltas, anchors, targets):
+                boxes = coder.decode_single(deltas, anchors)
+                return ops.generalized_box_iou_loss(boxes, targets, reduction="sum")
+
+            return timed(lambda: autograd(torch, decoded, *tensors))
         case "losses", name if name != "iou":
             long = {"g": "generalized", "d": "distance", "c": "complete"}[name[0]]
             loss = getattr(ops, f"{long}_box_iou_loss")
@@ -154,6 +179,30 @@ def with_masks(library, job, inputs):
     return call._replace(read=pixels_first)
 
 
+def torch_top(x, k):
+    return x.topk(k, dim=0).values
+
+
+def with_mmdet(job, inputs):
+    """Its published formulas, in torch; it need not be installed."""
+    torch, tensors, timed = to_torch(inputs)
+    match job.family, job.case:
+        case "assigners", _:
+            one = plain_assigner(job, torch, torch_top)
+            return timed(each_image(torch, as_tuple(one), tensors))
+        case "rescoring", "matrix":
+            return timed(lambda: plain_assigners.matrix_nms(torch, *tensors))
+    raise Skip
+
+
+def as_tuple(function):
+    def run(*inputs):
+        result = function(*inputs)
+        return result if isinstance(result, tuple) else (result,)
+
+    return run
+
+
 def pixels_first(result):
     value, gradient = result
     return value, gradient.swapaxes(1, 2)
@@ -179,15 +228,24 @@ def with_compile(job, inputs):
                 return timed(lambda: whole(*tensors))
             whole = torch.compile(best, dynamic=False)
             return timed(each_image(torch, whole, tensors))
+        case "assigners", _:
+            one = as_tuple(plain_assigner(job, torch, torch_top))
+            whole = torch.compile(one, dynamic=False)
+            return timed(each_image(torch, whole, tensors))
+        case "rescoring", "matrix":
+            whole = functools.partial(plain_assigners.matrix_nms, torch)
         case "losses", name:
 
-            def total(a, b):
+            def total(*inputs):
                 stop = torch.Tensor.detach
-                planes = a.unbind(1), b.unbind(1)  # their gradient is one stack
-                return (1 - getattr(plain, name)(torch, *planes, stop)).sum()
+                a, *rest = [x.unbind(1) for x in inputs]  # their gradient is one stack
+                if job.case == "decoded giou":
+                    a, rest = plain.decoded(torch, a, rest[0]), rest[1:]
+                formula = getattr(plain, name.removeprefix("decoded "))
+                return (1 - formula(torch, a, *rest, stop)).sum()
 
-            def whole(a, b):
-                gradient, value = torch.func.grad_and_value(total)(a, b)
+            def whole(*inputs):
+                gradient, value = torch.func.grad_and_value(total)(*inputs)
                 return value, gradient
 
         case _:
@@ -240,12 +298,69 @@ def with_pycocotools(job, inputs):
     from pycocotools import mask
 
     on_cpu()
+    if job.family == "evaluation":
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+
+        return coco_evaluation(COCO, COCOeval, job, inputs)
     if (job.family, job.case) != ("pairwise", "forward"):
         raise Skip
     sides = (np.concatenate([x[:, :2], x[:, 2:] - x[:, :2]], 1) for x in inputs)
     a, b = (x.astype(np.float64) for x in sides)
     crowd = np.zeros(job.m, np.uint8)
     return Call(lambda: mask.iou(a, b, crowd))
+
+
+def with_faster_coco_eval(job, inputs):
+    on_cpu()
+    if job.family != "evaluation":
+        raise Skip
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    return coco_evaluation(COCO, COCOeval_faster, job, inputs)
+
+
+def coco_evaluation(dataset, evaluation, job, inputs):
+    """From the loaded data on: matching, and the precision at every recall."""
+    boxes, scores, labels, targets, target_labels, real, crowd = inputs
+
+    def entries(boxes, labels, key, values, where):
+        for image, k in zip(*np.nonzero(where), strict=True):
+            x1, y1, x2, y2 = map(float, boxes[image, k])
+            yield {
+                "image_id": int(image) + 1,
+                "category_id": int(labels[image, k]) + 1,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": (x2 - x1) * (y2 - y1),
+                key: values[image, k].item(),
+            }
+
+    truth = entries(targets, target_labels, "iscrowd", crowd.astype(int), real)
+    found = entries(boxes, labels, "score", scores, np.full(scores.shape, True))
+    with contextlib.redirect_stdout(None):
+        loaded = dataset()
+        loaded.dataset = {
+            "images": [{"id": k + 1} for k in range(job.images)],
+            "categories": [{"id": k + 1, "name": str(k)} for k in range(CLASSES)],
+            "annotations": [{**x, "id": k} for k, x in enumerate(truth, 1)],
+        }
+        loaded.createIndex()
+        answers = loaded.loadRes(list(found))
+
+    def run():
+        with contextlib.redirect_stdout(None):
+            whole = evaluation(loaded, answers, "bbox")
+            whole.evaluate()
+            whole.accumulate()
+        return whole.eval["precision"]
+
+    def read(precision):
+        # By threshold, recall, class, area, number of detections; -1 is undefined.
+        precision = precision[..., -1].mean(1)
+        defined = precision > -1
+        return np.where(defined, precision, 0).sum(1) / defined.sum(1).clip(1)
+
+    return Call(run, read=read)
 
 
 def with_pykeops(job, inputs):
@@ -299,7 +414,9 @@ PEERS = {
     },
     "powerboxes": ("powerboxes", with_powerboxes),
     "powerboxes r-tree": ("powerboxes", with_rtree),
+    "mmdet (formula)": ("torch", with_mmdet),
     "pycocotools": ("pycocotools", with_pycocotools),
+    "faster-coco-eval": ("faster-coco-eval", with_faster_coco_eval),
     "pykeops": ("pykeops", with_pykeops),
     "shapely": ("shapely", with_shapely),
     "numpy": ("numpy", with_numpy),

@@ -62,6 +62,18 @@ def ciou(xp, a, b, stop):
     return diou(xp, a, b) - alpha * v
 
 
+def decoded(xp, deltas, anchors):
+    """Planes of boxes from their offsets, as `torchvision` and others have them."""
+    low, high = [], []
+    for k in (0, 1):
+        side = anchors[k + 2] - anchors[k]
+        centre = deltas[k] * side + anchors[k] + side / 2
+        half = xp.exp(deltas[k + 2].clip(max=math.log(1000 / 16))) * side / 2
+        low.append(centre - half)
+        high.append(centre + half)
+    return [*low, *high]
+
+
 def turned(xp, a, b):
     """IoU of boxes (cx, cy, w, h, angle) as others compute it, on planes.
 

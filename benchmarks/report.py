@@ -23,6 +23,8 @@ HEADLINE = {
     ("losses", "ciou", "1M pairs"),
     ("nms", "random", "4,096"),
     ("nms", "random", "16,384"),
+    ("assigners", "atss", "coco × 8"),
+    ("assigners", "task_aligned", "coco × 8"),
     ("rotated", "forward", "thousand"),
     ("rotated", "vjp", "thousand"),
     ("rotated", "losses", "100k pairs"),
@@ -111,7 +113,7 @@ def grid(results, regime, cell, *, leave_out=()):
             cell(rows[name], rows["jaxiou"]) if "ms" in rows.get(name, {}) else ""
             for name in names
         ]
-        size = "" if family == "nms" else f"{pairs / 1e6:,.3g}"
+        size = "" if family in ("nms", "rescoring") else f"{pairs / 1e6:,.3g}"
         lines.append([f"{family} {case} {workload}", size, *cells])
     return markdown(["job", "million pairs", *names], lines)
 

@@ -15,9 +15,22 @@ WORKLOADS = {
     "thousand": (1_000, 1_000),
     "wide": (40_000, 10_000),
 }
-FAMILIES = ("pairwise", "match", "losses", "masks", "nms", "rotated", "memory")
+FAMILIES = (
+    "pairwise",
+    "match",
+    "losses",
+    "masks",
+    "nms",
+    "rescoring",
+    "assigners",
+    "evaluation",
+    "rotated",
+    "memory",
+)
 MATRICES = ("coco", "dense", "long", "square", "crowded")
 MASK_LOSSES = ("jaccard", "dice", "lovasz")
+ASSIGNERS = ("atss", "task_aligned", "simota")
+STRIDES, CLASSES = (8, 16, 32), 80
 # Of an IoU: 2 max, 2 min, 2 differences, 2 clamps, 1 product, 2 for the union, 1 ratio.
 OPERATIONS = 12
 
@@ -48,7 +61,7 @@ class Job:
             return 60 * self.n
         boxes = 4 * self.coordinates * self.images * (self.n + self.m)
         if self.family == "losses":
-            return 48 * self.n
+            return (64 if self.case == "decoded giou" else 48) * self.n
         if self.family == "masks":
             return 12 * self.pairs
         if self.family in ("pairwise", "rotated"):
@@ -67,11 +80,19 @@ class Job:
                 targets = boxes(rng, self.n)
                 sides = np.tile(targets[:, 2:] - targets[:, :2], 2)
                 shift = rng.uniform(-0.2, 0.2, targets.shape).astype(np.float32)
+                if self.case == "decoded giou":
+                    return shift, targets + shift * sides, targets
                 return targets + shift * sides, targets
             case "masks":
                 return masks(rng, self.images, self.n, self.m)
             case "nms":
                 return candidates(rng, self.case, self.n)
+            case "rescoring":
+                return candidates(rng, "clusters", self.n)
+            case "evaluation":
+                return detections(rng, self.images, self.n, self.m)
+            case _ if self.case in ASSIGNERS:
+                return scene(rng, self.case, self.images, self.n, self.m)
             case "rotated" if self.case == "losses":
                 targets = turned(rng, self.n)
                 sides = targets[:, [2, 3, 2, 3]]
@@ -90,7 +111,7 @@ def jobs(only=FAMILIES, *, tiny=False, larger=False):
 
     `larger` adds what it takes to keep an accelerator busy.
     """
-    loss_names = ("iou", "giou", "diou", "ciou")
+    loss_names = ("iou", "giou", "diou", "ciou", "decoded giou")
     every = [
         *(Job("pairwise", "forward", w, *WORKLOADS[w]) for w in MATRICES),
         *(Job("pairwise", "vjp", w, *WORKLOADS[w]) for w in MATRICES),
@@ -103,11 +124,15 @@ def jobs(only=FAMILIES, *, tiny=False, larger=False):
           for name in MASK_LOSSES for images, m in ((8, 1), (2, 19))),
         *(Job("nms", c, f"{n:,}", n) for c in ("random", "clusters")
           for n in (4_096, 16_384)),
+        *(Job("rescoring", c, "4,096", 4_096) for c in ("soft", "matrix")),
+        *(Job("assigners", c, "coco × 8", *WORKLOADS["coco"], 8) for c in ASSIGNERS),
+        Job("evaluation", "average_precision", "500 × 100 × 20", 100, 20, 500),
         *(Job("rotated", c, "thousand", *WORKLOADS["thousand"])
           for c in ("forward", "vjp")),
         Job("rotated", "losses", "100k pairs", 100_000),
         Job("memory", "best_match", "1M × 5k", 1_000_000, 5_000),
         Job("memory", "streamed", "crowded × 128", *WORKLOADS["crowded"], 128),
+        Job("memory", "task_aligned", "crowded × 128", *WORKLOADS["crowded"], 128),
     ]  # fmt: skip
     if larger:
         every += [
@@ -123,7 +148,7 @@ def jobs(only=FAMILIES, *, tiny=False, larger=False):
         every = [
             dataclasses.replace(
                 job,
-                n=job.n // 256 + 5,
+                n=84 if job.case in ASSIGNERS else job.n // 256 + 5,
                 m=min(job.m, job.m // 128 + 2),
                 images=min(job.images, 3),
             )
@@ -168,3 +193,67 @@ def candidates(rng, case, n):
     shift = rng.normal(0, 0.08, (n, 4))
     scores = np.exp(-8 * np.abs(shift).mean(-1)) * rng.uniform(0.5, 1, n)
     return (objects[whose] + shift * sides).astype(np.float32), scores.astype("f4")
+
+
+def scene(rng, case, images, n, m):
+    """What an assigner is given: cells of three strides and what they predict.
+
+    Cells inside of a target predict it more or less, the others anything.
+    """
+    side = round((n / sum(4**k for k in range(len(STRIDES)))) ** 0.5)
+    sides = [side * STRIDES[-1] // stride for stride in STRIDES]
+    levels = [
+        (np.mgrid[:k, :k][::-1].reshape(2, -1).T + 0.5) * stride
+        for k, stride in zip(sides, STRIDES, strict=True)
+    ]
+    points = np.concatenate(levels).astype(np.float32)
+    strides = np.repeat(STRIDES, np.square(sides)).astype(np.float32)
+    targets = boxes(rng, images, m, extent=float(side * STRIDES[-1]))
+    every = [np.broadcast_to(x, (images, *x.shape)) for x in (points, strides)]
+    if case == "atss":
+        reach = 4 * strides[:, None]
+        anchors = np.concatenate([points - reach, points + reach], 1)
+        return np.broadcast_to(anchors, (images, n, 4)), targets
+    owner = rng.integers(0, m, (images, n))
+    starts = np.cumsum([0, *np.square(sides)])
+    for image, found in zip(owner, targets, strict=True):
+        for start, k, stride in zip(starts, sides, STRIDES, strict=False):
+            cells = image[start : start + k * k].reshape(k, k)
+            edges = np.ceil(found / stride - 0.5).clip(0).astype(int)
+            for j, (x1, y1, x2, y2) in enumerate(edges):
+                cells[y1:y2, x1:x2] = j
+    own = np.take_along_axis(targets, owner[..., None], 1)
+    shift = rng.normal(0, 0.1, own.shape) * np.tile(own[..., 2:] - own[..., :2], 2)
+    predicted = (own + shift).astype(np.float32)
+    scores = rng.random((images, n, CLASSES), np.float32)
+    labels = rng.integers(0, CLASSES, (images, m), np.int32)
+    inputs = scores, predicted, every[0], labels, targets
+    return (*inputs, every[1]) if case == "simota" else inputs
+
+
+def level_sizes(n):
+    """Cells on each level of `scene`."""
+    parts = [4**k for k in reversed(range(len(STRIDES)))]
+    return [n * part // sum(parts) for part in parts]
+
+
+def detections(rng, images, d, t):
+    """Detections, mostly of the targets of their image; a fifth of those is padding."""
+    targets = boxes(rng, images, t)
+    labels = rng.integers(0, CLASSES, (images, t), np.int32)
+    real = rng.random((images, t)) < 0.8
+    crowd = rng.random((images, t)) < 0.02
+    whose = rng.integers(0, t, (images, d))
+    own = np.take_along_axis(targets, whose[..., None], 1)
+    noise = rng.uniform(0, 0.2, (images, d, 1))
+    shift = rng.normal(size=own.shape) * np.tile(own[..., 2:] - own[..., :2], 2)
+    found = (own + noise * shift).astype(np.float32)
+    found = np.concatenate(
+        [np.minimum(found[..., :2], found[..., 2:]),
+         np.maximum(found[..., :2], found[..., 2:])], -1,
+    )  # fmt: skip
+    right = rng.random((images, d)) < 0.7
+    guess = rng.integers(0, CLASSES, (images, d), np.int32)
+    named = np.where(right, np.take_along_axis(labels, whose, 1), guess)
+    scores = (rng.random((images, d)) * (1 - noise[..., 0] * 3)).astype(np.float32)
+    return found, scores, named, targets, labels, real, crowd

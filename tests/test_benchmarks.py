@@ -6,12 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import assigning
 import numpy as np
 import oracle
 import oracle_turned
 import pytest
+import test_rescoring
 from test_masks import lovasz_extension
 
+import jaxiou
 from benchmarks import measure, report, timing, workloads
 from benchmarks.peers import PEERS
 
@@ -30,6 +33,11 @@ def wanted(job, inputs):
             return [(0, oracle.matrix(oracle.iou, *inputs))]
         case "pairwise", "vjp":
             return []
+        case _, assigner if assigner in workloads.ASSIGNERS:
+            return wanted_assignment(job, inputs)
+        case "losses", "decoded giou":
+            values = oracle.elementwise(oracle.giou, decoded(*inputs[:2]), inputs[2])
+            return [(0, (1 - values).sum())]
         case "losses", measure_name:
             values = oracle.elementwise(getattr(oracle, measure_name), *inputs)
             return [(0, (1 - values).sum())]
@@ -55,10 +63,41 @@ def wanted(job, inputs):
         case "nms", _:
             kept = oracle.nms(*inputs, 0.5)
             return [(0, np.pad(kept, (0, job.n - len(kept)), constant_values=-1))]
+        case "rescoring", case:
+            boxes, scores = (x.astype(float) for x in inputs)
+            found = getattr(test_rescoring, case)(
+                assigning.matrix_of(boxes, boxes), scores, jaxiou.GaussianDecay(), -1.0
+            )
+            return [(0, [score for _, score in found])]
+        case "evaluation", _:
+            return []  # pycocotools and faster-coco-eval are asked
     matrices = [oracle.matrix(oracle.iou, a, b) for a, b in zip(*inputs, strict=True)]
     if job.case == "match_anchors":
         return [(0, [oracle.match(x, 0.5, 0.4, force=True) for x in matrices])]
     return [(k, [x.max(1 - k // 2) for x in matrices]) for k in (0, 2)]
+
+
+def wanted_assignment(job, inputs):
+    found = []
+    for image in zip(*inputs, strict=True):
+        match job.case:
+            case "atss":
+                index = assigning.atss(*image, workloads.level_sizes(job.n), 9)
+                found.append((index,))
+            case "task_aligned":
+                found.append(assigning.task_aligned(*image))
+            case "simota":
+                index = assigning.simota(*image[:-1], strides=image[-1])
+                found.append((index,))
+    return enumerate(zip(*found, strict=True))
+
+
+def decoded(deltas, anchors):
+    deltas, anchors = deltas.astype(float), anchors.astype(float)
+    sides = anchors[:, 2:] - anchors[:, :2]
+    centres = anchors[:, :2] + sides * (deltas[:, :2] + 0.5)
+    halves = sides * np.exp(deltas[:, 2:]) / 2
+    return np.concatenate([centres - halves, centres + halves], 1)
 
 
 @pytest.mark.parametrize("job", JOBS, ids=name)
@@ -66,7 +105,10 @@ def test_every_job_agrees(job):
     """jaxiou with plain loops; `prepare` drops whoever does not agree with jaxiou."""
     calls, notes = measure.prepare(job, [x for x in PEERS if x not in COMPILING])
     assert not [text for text in notes.values() if "differ" in text], notes
-    assert "jaxiou" in calls and ("naive JAX" in calls) == (job.family != "memory")
+    assert "jaxiou" in calls
+    assert ("naive JAX" in calls) == (job.family not in ("memory", "evaluation"))
+    if job.family == "evaluation":
+        assert {"pycocotools", "faster-coco-eval"} & set(calls)
     found = measure.flat(calls["jaxiou"].run())
     for k, values in wanted(job, job.inputs()):
         # float32 against float64; the loss is a sum of up to 4,000 of them.
@@ -85,7 +127,7 @@ def test_peers_that_compile_agree(peer):
 
 
 @pytest.mark.parametrize(
-    "case", ["forward", "best_match", "match_anchors", "giou", "random"]
+    "case", ["forward", "best_match", "match_anchors", "giou", "random", "atss"]
 )
 def test_a_peer_with_other_answers_is_not_timed(case):
     job = next(job for job in JOBS if job.case == case)
