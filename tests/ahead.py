@@ -1,4 +1,4 @@
-"""Compiling for an NVIDIA H200 or a TPU that is not there.
+"""Compiling for an NVIDIA H200 or a TPU, v5e or v6e, that is not there.
 
 Needs the compilers only, `jax-cuda13-plugin` and `jax-cuda13-pjrt`, or `libtpu`, all of
 the version of jax; `pip install "jax[tpu]"` and `pip install --no-deps` of the former
@@ -66,8 +66,11 @@ def lowered(function, *shapes, platform):
 
 @functools.cache
 def devices(platform, count=1):
-    """Devices to compile for; the test is skipped where the compiler is missing."""
-    module = {"cuda": "jax_cuda13_plugin", "tpu": "libtpu"}[platform]
+    """Devices to compile for; the test is skipped where the compiler is missing.
+
+    `platform` is "cuda" or the name of a TPU.
+    """
+    module = "jax_cuda13_plugin" if platform == "cuda" else "libtpu"
     if importlib.util.find_spec(module) is None:
         pytest.skip(f"needs {module}")
     if platform == "cuda":
@@ -78,7 +81,7 @@ def devices(platform, count=1):
         for key, value in _TPU.items():
             os.environ.setdefault(key, value)
         description = topologies.get_topology_desc(
-            platform="tpu", topology_name="v5e:2x2"
+            platform="tpu", topology_name=f"{platform}:2x2"
         )
     return description.devices[:count]
 

@@ -440,6 +440,7 @@ def test_the_network_gives_one_answer_per_anchor(size):
     assert labels.shape == scores.shape == (2, 100)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_files(tmp_path):
     config = Config(out=tmp_path, steps=4, width=32, digit_images=32, evaluations=2)
     report = main.run(config)
