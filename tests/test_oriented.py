@@ -1,4 +1,4 @@
-"""The study of digits that turn: its images, its arithmetic, and a small run."""
+"""The study of numbers that turn: its images, its arithmetic, and a small run."""
 
 import json
 import math
@@ -40,15 +40,15 @@ def test_boxes_hold_the_ink_and_turn_with_it(monkeypatch):
             # Tight: the ink reaches the box's sides, faint as it may be there.
             assert np.ptp(u[inside]) > w - 5 and np.ptp(v[inside]) > h - 5
         assert len(x) and held.all()
-        padded = np.pad(boxes, ((0, 4 - len(boxes)), (0, 0)))
+        padded = np.pad(boxes, ((0, 3 - len(boxes)), (0, 0)))
         overlaps = jaxiou.pairwise(padded, padded, measure=jaxiou.rotated_iou)
-        wanted = np.diag(np.arange(4) < len(boxes))
+        wanted = np.diag(np.arange(3) < len(boxes))
         np.testing.assert_allclose(overlaps, wanted, atol=1e-5)
 
 
 def test_targets_have_the_longer_side_as_width():
     images, boxes, mask = oriented.dataset("val", 6, seed=1)
-    assert images.shape == (6, 96, 96, 3) and boxes.shape == (6, 4, 5)
+    assert images.shape == (6, 96, 96, 3) and boxes.shape == (6, 3, 5)
     seen = boxes[mask]
     assert (seen[:, 2] >= seen[:, 3]).all() and (boxes[~mask] == 0)[:, :4].all()
     assert (np.abs(seen[:, 4]) <= np.pi / 2 + 1e-6).all()
