@@ -111,7 +111,7 @@ def save(runs, path):
 
 def run(study, base=Config()):  # noqa: B008, it is frozen
     """Makes the runs that are missing; returns all. `base` has what does not vary."""
-    base = dataclasses.replace(base, data=study.data, evaluations=1)
+    base = dataclasses.replace(base, data=study.data, evaluations=1, devices=1)
     dataset = load(base)
     photographs = dataset.photographs
     base = dataclasses.replace(

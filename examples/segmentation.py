@@ -34,7 +34,7 @@ from .detector import data
 from .detector.digits import SIZE, digits
 from .detector.model import ConvNorm, Stage
 from .detector.records import DataError, Dataset
-from .detector.train import schedule
+from .detector.state import schedule
 from .loss_study import paired, save, spread, verdict
 from .page import PAGE, fill, head, heading, read
 
@@ -269,7 +269,9 @@ def train_step(model, optimizer, batch, loss):
 def train(config, loss, batches, classes):
     """A model that has seen the batches of all steps."""
     model = UNet(classes, width=config.width, rngs=nnx.Rngs(batches.seed))
-    update = optax.adamw(schedule(config), weight_decay=1e-4)
+    update = optax.adamw(
+        schedule(config.steps, config.learning_rate), weight_decay=1e-4
+    )
     optimizer = nnx.Optimizer(model, update, wrt=nnx.Param)
     bar = tqdm(
         batches.run(range(config.steps)), total=config.steps, leave=False, disable=None

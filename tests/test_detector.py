@@ -11,7 +11,7 @@ from flax import nnx
 from PIL import Image
 
 from examples.detector import __main__ as main
-from examples.detector import data, digits, evaluate, readers, train
+from examples.detector import data, digits, evaluate, images, readers, state, train
 from examples.detector.config import Config
 from examples.detector.model import Detector, anchors_for, detect, strides_for
 from examples.detector.records import DataError, Dataset, Record
@@ -274,7 +274,8 @@ def test_a_bad_voc_file_is_named(tmp_path, which, content, message):
     [
         ("{", "malformed JSON"),
         ("[]", "lacks"),
-        ('{"images": [], "annotations": [{}], "categories": []}', "faulty entry"),
+        ('{"images": [], "annotations": [{}], "categories": []}', "number 0 is faulty"),
+        ('{"images": [{}], "annotations": [], "categories": []}', "faulty entry"),
     ],
 )
 def test_a_bad_coco_file_is_named(tmp_path, content, message):
@@ -283,6 +284,47 @@ def test_a_bad_coco_file_is_named(tmp_path, content, message):
     with pytest.raises(DataError, match=message) as error:
         readers.read_coco(path)
     assert str(path) in str(error.value)
+
+
+def test_all_faulty_files_are_named_at_once_or_left_out(tmp_path):
+    xml, image = break_voc(tmp_path)
+    third = tmp_path / "Annotations" / "a.xml"
+    third.write_text("<annotation>")
+    image.write_text("not an image")
+    with pytest.raises(DataError) as error:
+        readers.read_voc(tmp_path)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 2 and str(third) in lines[0] and str(image) in lines[1]
+    assert "--skip-faulty" in lines[1]
+    with pytest.raises(DataError, match="no training images"):
+        readers.read_voc(tmp_path, skip=True)
+    voc(tmp_path, OBJECTS, {"train": ["a", "b"], "val": ["c"]})
+    xml.write_text("<annotation>")
+    found = readers.read_voc(tmp_path, skip=True)
+    assert [record.name for record in found.train] == ["a"]
+    assert any(str(xml) in note for note in found.notes)
+
+
+def test_a_photograph_taken_on_its_side_is_turned(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera's right is up
+    path = tmp_path / "a.jpg"
+    picture = Image.new("RGB", (40, 20), "white")
+    picture.paste("black", (0, 0, 20, 20))  # the left half, which is the upper one
+    picture.save(path, exif=exif)
+    assert images.image_size(path) == (40, 20)
+    record = Record("a", path, (40, 20), *(np.zeros(0),) * 3)
+    pixels = images.read_image(record)
+    assert pixels.shape == (40, 20, 3)
+    assert pixels[:18].max() < 60 and pixels[22:].min() > 200
+
+
+def test_an_image_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "huge.png"
+    Image.new("1", (600, 600)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(DataError, match=r"huge\.png: not a readable image"):
+        images.image_size(path)
 
 
 def test_a_truncated_image_is_named(tmp_path):
@@ -388,7 +430,7 @@ def test_training_lowers_the_loss_with_one_compilation(monkeypatch):
     monkeypatch.setattr(
         train, "detection_loss", lambda *args: traced.append(1) or plain(*args)
     )
-    model, optimizer = train.create(config, dataset.classes)
+    model, optimizer = state.create(config, dataset.classes)
     batches = data.Batches(dataset, config.image_size, config.batch_size, config.seed)
     losses = []
     for step in range(config.steps):
@@ -407,7 +449,7 @@ def test_training_lowers_the_loss_with_one_compilation(monkeypatch):
 
 def test_ignored_and_absent_targets_teach_no_box():
     dataset, config = tiny()
-    model, _ = train.create(config, dataset.classes)
+    model, _ = state.create(config, dataset.classes)
     batch = data.Batches(dataset, config.image_size, 4, 0)(0)
     none = np.zeros_like(batch["where"])
     _, empty = train.detection_loss(model, batch | {"where": none}, config.box_loss)
@@ -442,7 +484,9 @@ def test_the_network_gives_one_answer_per_anchor(size):
 
 @pytest.mark.slow
 def test_a_run_leaves_its_files(tmp_path):
-    config = Config(out=tmp_path, steps=4, width=32, digit_images=32, evaluations=2)
+    config = Config(
+        out=tmp_path, steps=4, width=32, digit_images=32, evaluations=2, devices=1
+    )
     report = main.run(config)
     assert set(report["classes"]) == set("0123456789")
     text = (tmp_path / "metrics.jsonl").read_text()
@@ -452,7 +496,7 @@ def test_a_run_leaves_its_files(tmp_path):
         with Image.open(tmp_path / name) as picture:
             assert picture.size[0] > 300
     assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == 16
-    model, restored, classes = train.restore(tmp_path)
+    model, restored, classes = state.restore(tmp_path)
     assert restored.image_size == (96, 96) and classes == tuple("0123456789")
     records = digits.digits("test", 400, 0)
     again, _ = evaluate.evaluate(model, records, classes, restored.image_size)

@@ -17,7 +17,7 @@ from members import MEMBERS
 from test_detector import tiny
 
 import jaxiou
-from examples.detector import data, train
+from examples.detector import data, state, train
 from jaxiou import matrix
 from jaxiou._measure import Measure
 from jaxiou.kernels import _blocks, xla
@@ -219,16 +219,16 @@ def test_a_named_kernel_says_why_it_does_not_run(platform):
 
 def test_the_detector_trains_with_kernels():
     dataset, config = tiny()
-    model, optimizer = train.create(config, dataset.classes)
+    model, optimizer = state.create(config, dataset.classes)
     batch = data.Batches(dataset, config.image_size, config.batch_size, 0)(0)
-    graph, state = nnx.split((model, optimizer))
+    graph, variables = nnx.split((model, optimizer))
 
-    def step(state, batch):
-        model, optimizer = nnx.merge(graph, state)
+    def step(variables, batch):
+        model, optimizer = nnx.merge(graph, variables)
         losses = train.train_step(model, optimizer, batch, config.box_loss)
         return losses, nnx.state((model, optimizer))
 
-    traced = jax.jit(step).trace(state, batch)
+    traced = jax.jit(step).trace(variables, batch)
     for platform in NAMES:
         program = traced.lower(lowering_platforms=(platform,)).as_text()
         # The best targets twice, for the ties, and what lies on targets to ignore.

@@ -1,29 +1,39 @@
 """Data, training, evaluation and pictures: `python -m examples.detector --help`."""
 
+import argparse
 import dataclasses
 import json
 import sys
 import time
+from pathlib import Path
 
+import jax
 import tyro
 
 from .config import Config
 from .data import load, typical_size
 from .evaluate import check, evaluate, table
-from .predict import draw_curves, draw_predictions
+from .pictures import draw_curves, draw_predictions
 from .records import DataError
-from .train import train
+from .state import checkpoints
+from .train import Diverged, train
 
 
 def run(config):
     """One run from data to pictures; returns the report on the test images."""
     began = time.perf_counter()
-    dataset = load(config)
+    lines = []
+    if config.resume:
+        config, lines = resumed(config.out)
+    dataset = load(config, config.skip_faulty)
     config = dataclasses.replace(
         config,
         batch_size=config.batch_size or (8 if dataset.photographs else 16),
         image_size=config.image_size or typical_size(dataset),
     )
+    if jax.process_index() > 0:
+        train(config, dataset, lambda line: None)
+        return None
     config.out.mkdir(parents=True, exist_ok=True)
     config.save(config.out / "config.json", dataset.classes)
     for note in dataset.notes:
@@ -32,8 +42,9 @@ def run(config):
     print("images: {} train, {} val, {} test".format(*counts), end="; ")
     print(f"{len(dataset.classes)} classes, up to {dataset.most_boxes()} boxes")
 
-    lines = []
     with open(config.out / "metrics.jsonl", "w") as file:
+        for line in lines:
+            print(json.dumps(line), file=file)
 
         def log(line):
             lines.append(line)
@@ -56,15 +67,59 @@ def run(config):
     print(f"{len(dataset.test)} test images; {seconds:.0f} s in all")
     for name in ("predictions.png", "curves.png", "metrics.jsonl", "config.json"):
         print(config.out / name)
-    print(config.out / "checkpoint")
+    print(config.out / "checkpoints")
     return report
 
 
+def resumed(out):
+    """The configuration of a run that was stopped, and what it logged so far."""
+    with checkpoints(out) as manager:
+        last = manager.latest_step()
+    if last is None:
+        raise DataError(f"--resume: {out} has no checkpoint to go on from")
+    config, _ = Config.load(out / "config.json")
+    lines = []
+    for text in (out / "metrics.jsonl").read_text().splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:  # cut off while it was written
+            break
+        if line["step"] <= last and line.get("split") != "test":
+            lines.append(line)
+    return dataclasses.replace(config, out=out, resume=True), lines
+
+
+def arguments(given=None):
+    """The configuration: flags, else the file that `--config` names, else defaults."""
+    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    files.add_argument("--config", type=Path)
+    known, rest = files.parse_known_args(given)
+    default = Config()
+    if known.config:
+        try:
+            default, _ = Config.load(known.config)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise DataError(f"--config {known.config}: {error}") from None
+    about = f"{Config.__doc__}\n\n--config FILE.json reads choices from a file first."
+    return tyro.cli(
+        Config,
+        prog="python -m examples.detector",
+        description=about,
+        default=default,
+        args=rest,
+    )
+
+
 def main():
-    """The command line; a fault in a data set is one line and no traceback."""
+    """The command line; what a user can mend is one line and no traceback."""
     try:
-        run(tyro.cli(Config, prog="python -m examples.detector"))
-    except DataError as error:
+        config = arguments()
+        if config.coordinator:
+            jax.distributed.initialize(
+                config.coordinator, config.processes, config.process
+            )
+        run(config)
+    except (DataError, Diverged, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -41,6 +41,9 @@ class Config:
     data: str = "digits"
     """`digits`, `coco:annotations.json[:images/]` or `voc:folder`."""
 
+    skip_faulty: bool = False
+    """Leave out images and annotations that cannot be read, instead of stopping."""
+
     out: Path = Path("runs/detector")
     """Where checkpoints, metrics and pictures go."""
 
@@ -81,8 +84,36 @@ class Config:
     evaluations: int = 4
     """How often to measure average precision on the validation images."""
 
+    save_every: int = 500
+    """Steps between checkpoints."""
+
+    resume: bool = False
+    """Go on from the last checkpoint in `out`, with all choices of that run."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in; weights and boxes stay float32."""
+
+    accumulate: int = 1
+    """Steps whose gradients are averaged before the weights change."""
+
+    remat: bool = False
+    """Compute the backbone twice instead of keeping what the gradient needs."""
+
+    devices: int | None = None
+    """How many devices share a batch; by default all."""
+
+    coordinator: str | None = None
+    """Address `host:port` of the first of several processes, given to each of them."""
+
+    processes: int = 1
+    """How many processes there are; each prepares its part of a batch."""
+
+    process: int = 0
+    """Which of them this one is."""
+
     def __post_init__(self):
-        for name in ("steps", "width", "depth", "digit_images", "evaluations"):
+        counts = "steps", "width", "depth", "digit_images", "evaluations"
+        for name in (*counts, "save_every", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
         if self.width % 32:
@@ -102,9 +133,9 @@ class Config:
     def load(cls, path):
         """The configuration and the names of the classes that `save` wrote."""
         fields = json.loads(path.read_text())
-        classes = tuple(fields.pop("classes"))
-        fields |= {
-            "out": Path(fields["out"]),
-            "image_size": tuple(fields["image_size"]),
-        }
+        classes = tuple(fields.pop("classes", ()))
+        if "out" in fields:
+            fields["out"] = Path(fields["out"])
+        if fields.get("image_size"):
+            fields["image_size"] = tuple(fields["image_size"])
         return cls(**fields), classes

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from .digits import SIZE, digits
+from .images import read_image
 from .readers import read_coco, read_voc
 from .records import DataError, Dataset
 
@@ -16,8 +17,8 @@ SCALES = (0.9, 1.3)  # how far images are shrunk and enlarged at random
 MOST_VISIBLE = 0.4  # a box cut to less than this share of itself is ignored
 
 
-def load(config):
-    """The data set that `config.data` names."""
+def load(config, skip=False):
+    """The data set that `config.data` names; `skip` leaves out faulty files."""
     kind, _, rest = config.data.partition(":")
     if config.data == "digits":
         classes = tuple("0123456789")
@@ -27,9 +28,9 @@ def load(config):
         return Dataset(classes, *records, photographs=False)
     if kind == "coco" and rest:
         annotations, _, images = rest.partition(":")
-        return read_coco(annotations, images or None)
+        return read_coco(annotations, images or None, skip)
     if kind == "voc" and rest:
-        return read_voc(rest)
+        return read_voc(rest, skip)
     raise DataError(
         f"--data {config.data}: expected digits, coco:annotations.json[:images/] "
         "or voc:folder"
@@ -43,17 +44,6 @@ def typical_size(dataset):
     sizes = np.array([record.size for record in dataset.train])
     height, width = np.median(sizes / sizes.max(1, keepdims=True), axis=0)
     return tuple(round(LONGER_SIDE * side / 32) * 32 for side in (height, width))
-
-
-def read_image(record):
-    """The pixels of a record, `(height, width, 3)` uint8."""
-    if isinstance(record.image, np.ndarray):
-        return record.image
-    try:
-        with Image.open(record.image) as image:
-            return np.asarray(image.convert("RGB"))
-    except OSError as error:
-        raise DataError(f"{record.image}: not a readable image ({error})") from None
 
 
 def fit(image, size):
@@ -130,12 +120,13 @@ class Batches:
     """The batches of a training run; the one of a step depends on nothing but the step.
 
     Each is a dictionary of `images` `(b, height, width, 3)` uint8, and of `boxes`
-    `(b, m, 4)`, `labels`, `where` and `ignore` `(b, m)`, padded to the same `m`.
+    `(b, m, 4)`, `labels`, `where` and `ignore` `(b, m)`, padded to the same `m`. Of
+    several processes each makes an equal `share`, `(its number, their count)`.
     """
 
-    def __init__(self, dataset, size, batch_size, seed):
+    def __init__(self, dataset, size, batch_size, seed, share=(0, 1)):
         self.dataset, self.size = dataset, size
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.share = batch_size, seed, share
         self.padding = dataset.most_boxes()
         self.fitted = functools.lru_cache(CACHE_BYTES // (3 * size[0] * size[1]))(
             lambda index: fit(read_image(dataset.train[index]), size)
@@ -143,16 +134,18 @@ class Batches:
 
     def __call__(self, step):
         """The batch of one step."""
-        shape = (self.batch_size, self.padding)
+        process, count = self.share
+        own = self.batch_size // count
+        shape = (own, self.padding)
         batch = {
-            "images": np.zeros((self.batch_size, *self.size, 3), np.uint8),
+            "images": np.zeros((own, *self.size, 3), np.uint8),
             "boxes": np.zeros((*shape, 4), np.float32),
             "labels": np.zeros(shape, np.int32),
             "where": np.zeros(shape, bool),
             "ignore": np.zeros(shape, bool),
         }
-        for row in range(self.batch_size):
-            draw = step * self.batch_size + row
+        for row in range(own):
+            draw = step * self.batch_size + process * own + row
             record, (image, factors) = self._draw(draw)
             boxes, ignore = record.boxes * np.tile(factors, 2), record.ignore
             rng = np.random.default_rng((self.seed, 1, draw))

@@ -5,10 +5,12 @@ import functools
 import jax
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
+from flax import nnx
 
 import jaxiou
 
-from .data import fit, read_image
+from .data import fit
+from .images import read_image
 from .model import detect
 
 BATCH = 16
@@ -19,6 +21,10 @@ def find(model, records, size):
 
     Yields `(boxes, labels, scores)` per record.
     """
+    if jax.process_count() > 1:
+        # The weights are the same everywhere: this process asks nobody else.
+        graph, state = nnx.split(model)
+        model = nnx.merge(graph, jax.device_get(state))
     for start in range(0, len(records), BATCH):
         chunk = records[start : start + BATCH]
         images, factors = zip(*(fit(read_image(r), size) for r in chunk), strict=True)

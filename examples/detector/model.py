@@ -44,7 +44,7 @@ def anchors_for(image_size):
 class ConvNorm(nnx.Module):
     """A convolution and a group normalisation."""
 
-    def __init__(self, inputs, outputs, *, kernel=3, stride=1, rngs):
+    def __init__(self, inputs, outputs, *, kernel=3, stride=1, dtype=None, rngs):
         self.conv = nnx.Conv(
             inputs,
             outputs,
@@ -52,9 +52,10 @@ class ConvNorm(nnx.Module):
             strides=stride,
             use_bias=False,
             kernel_init=nnx.initializers.he_normal(),
+            dtype=dtype,
             rngs=rngs,
         )
-        self.norm = nnx.GroupNorm(outputs, num_groups=8, rngs=rngs)
+        self.norm = nnx.GroupNorm(outputs, num_groups=8, dtype=dtype, rngs=rngs)
 
     def __call__(self, x):
         return self.norm(self.conv(x))
@@ -63,9 +64,9 @@ class ConvNorm(nnx.Module):
 class Block(nnx.Module):
     """Two convolutions that refine what they are given."""
 
-    def __init__(self, channels, *, rngs):
-        self.first = ConvNorm(channels, channels, rngs=rngs)
-        self.second = ConvNorm(channels, channels, rngs=rngs)
+    def __init__(self, channels, *, dtype=None, rngs):
+        self.first = ConvNorm(channels, channels, dtype=dtype, rngs=rngs)
+        self.second = ConvNorm(channels, channels, dtype=dtype, rngs=rngs)
 
     def __call__(self, x):
         return nnx.relu(x + self.second(nnx.relu(self.first(x))))
@@ -74,9 +75,10 @@ class Block(nnx.Module):
 class Stage(nnx.Module):
     """Halves the resolution and refines the result with `depth` blocks."""
 
-    def __init__(self, inputs, outputs, depth, *, rngs):
-        self.down = ConvNorm(inputs, outputs, stride=2, rngs=rngs)
-        self.blocks = nnx.List([Block(outputs, rngs=rngs) for _ in range(depth)])
+    def __init__(self, inputs, outputs, depth, *, dtype=None, rngs):
+        self.down = ConvNorm(inputs, outputs, stride=2, dtype=dtype, rngs=rngs)
+        blocks = [Block(outputs, dtype=dtype, rngs=rngs) for _ in range(depth)]
+        self.blocks = nnx.List(blocks)
 
     def __call__(self, x):
         x = nnx.relu(self.down(x))
@@ -86,32 +88,39 @@ class Stage(nnx.Module):
 
 
 class Detector(nnx.Module):
-    """Images in, logits `(b, n, classes)` and box deltas `(b, n, 4)` of anchors out."""
+    """Images in, logits `(b, n, classes)` and box deltas `(b, n, 4)` of anchors out.
 
-    def __init__(self, classes, *, levels, width, depth, rngs):
-        self.classes = classes
+    Both are float32, also where the network computes in another `dtype`.
+    """
+
+    def __init__(self, classes, *, levels, width, depth, dtype=None, remat=False, rngs):
+        self.classes, self.remat = classes, remat
         # On full resolution a normalisation would cost more than the convolution.
-        self.stem = nnx.Conv(3, width // 4, (3, 3), strides=2, rngs=rngs)
+        self.stem = nnx.Conv(3, width // 4, (3, 3), strides=2, dtype=dtype, rngs=rngs)
         channels = [width // 4, width // 2, width] + (levels - 1) * [2 * width]
         self.stages = nnx.List(
             [
-                Stage(inputs, outputs, depth, rngs=rngs)
+                Stage(inputs, outputs, depth, dtype=dtype, rngs=rngs)
                 for inputs, outputs in itertools.pairwise(channels)
             ]
         )
         self.laterals = nnx.List(
-            [nnx.Conv(inputs, width, (1, 1), rngs=rngs) for inputs in channels[2:]]
+            [
+                nnx.Conv(inputs, width, (1, 1), dtype=dtype, rngs=rngs)
+                for inputs in channels[2:]
+            ]
         )
-        self.tower = ConvNorm(width, 2 * width, rngs=rngs)
+        self.tower = ConvNorm(width, 2 * width, dtype=dtype, rngs=rngs)
         # Most anchors are background: the scores start at the probability 0.01.
         self.scores = last(2 * width, classes, bias=-math.log(99), rngs=rngs)
         self.boxes = last(2 * width, 4, rngs=rngs)
 
     def __call__(self, images):
         x = nnx.relu(self.stem(images.astype(jnp.float32) / 127.5 - 1))
+        apply = nnx.remat(lambda stage, x: stage(x)) if self.remat else Stage.__call__
         features = []
         for stage in self.stages:
-            x = stage(x)
+            x = apply(stage, x)
             features.append(x)
         above, logits, deltas = None, [], []
         for lateral, x in zip(self.laterals[::-1], features[:0:-1], strict=True):
@@ -120,9 +129,10 @@ class Detector(nnx.Module):
                 doubled = above.repeat(2, axis=1).repeat(2, axis=2)
                 x = x + doubled[:, : x.shape[1], : x.shape[2]]
             above = x
-            x = nnx.relu(self.tower(nnx.relu(x)))
-            logits.insert(0, self.scores(x).reshape(len(x), -1, self.classes))
-            deltas.insert(0, self.boxes(x).reshape(len(x), -1, 4))
+            x = nnx.relu(self.tower(nnx.relu(x))).astype(jnp.float32)
+            batch = x.shape[0]  # `len` wants a number, which an exported batch is not
+            logits.insert(0, self.scores(x).reshape(batch, -1, self.classes))
+            deltas.insert(0, self.boxes(x).reshape(batch, -1, 4))
         return jnp.concatenate(logits, axis=1), jnp.concatenate(deltas, axis=1)
 
 

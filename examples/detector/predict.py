@@ -1,70 +1,108 @@
-"""Pictures: what a detector sees, and how it learned."""
+"""Finds objects in images: `python -m examples.detector.predict --help`."""
 
-import math
+import dataclasses
+import itertools
+import json
+import sys
+from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
+import tyro
 
-from .data import read_image
+from .evaluate import BATCH, find
+from .images import read_image
+from .pictures import draw
+from .readers import SUFFIXES
+from .records import DataError, Record
+from .state import restore
 
-TILE = 320  # pixels of the longer side of each drawn image, at least
-SHOWN = 0.4  # the score from which a detection is drawn
+
+@dataclasses.dataclass(frozen=True)
+class Predict:
+    """Writes what a trained detector finds: boxes as COCO's results, and pictures."""
+
+    run: tyro.conf.Positional[Path]
+    """The folder of a run."""
+
+    images: tyro.conf.Positional[Path]
+    """An image, or a folder of images."""
+
+    out: Path = Path("predictions")
+    """Where `predictions.json` and the pictures go."""
+
+    least: float = 0.05
+    """The score from which detections are written."""
+
+    pictures: bool = True
+    """Draw the images with their boxes."""
 
 
-def draw(image, boxes, labels, scores, classes):
-    """An enlarged image with the detections drawn on it."""
-    scale = max(1, TILE / max(image.shape[:2]))
-    height, width = (round(scale * side) for side in image.shape[:2])
-    canvas = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-    pen = ImageDraw.Draw(canvas)
-    colours = matplotlib.colormaps["tab10"].colors
-    for box, label, score in zip(boxes, labels, scores, strict=True):
-        if score < SHOWN:
+def paths_of(images):
+    """The images of a folder, in the order of their names, or the one given."""
+    if images.is_file():
+        return [images]
+    found = sorted(p for p in images.glob("*") if p.suffix.lower() in SUFFIXES)
+    if not found:
+        raise DataError(f"{images}: there are no images ({', '.join(SUFFIXES)})")
+    return found
+
+
+def readable(paths, unread):
+    """Records with the pixels in them; what cannot be read goes to `unread`."""
+    nothing = np.zeros((0, 4), np.float32), np.zeros(0, int), np.zeros(0, bool)
+    for path in paths:
+        try:
+            image = read_image(Record(path.name, path, (0, 0), *nothing))
+        except DataError as error:
+            unread.append(str(error))
             continue
-        colour = tuple(int(255 * c) for c in colours[label % len(colours)])
-        corners = [scale * float(side) for side in box]
-        pen.rectangle(corners, outline=colour, width=2)
-        text = f"{classes[label]} {score:.2f}"
-        place = (corners[0] + 2, max(corners[1] - 12, 0))
-        pen.rectangle(pen.textbbox(place, text), fill=colour)
-        pen.text(place, text, fill="white")
-    return canvas
+        yield Record(path.name, image, image.shape[:2], *nothing)
 
 
-def draw_predictions(path, records, found, classes, count=12):
-    """One picture of the first `count` records with what was found in each."""
-    pictures = [
-        draw(read_image(record), *detections, classes)
-        for record, detections in zip(records[:count], found[:count], strict=True)
-    ]
-    columns = min(4, len(pictures))
-    width, height = (max(p.size[axis] for p in pictures) for axis in (0, 1))
-    rows = math.ceil(len(pictures) / columns)
-    sheet = Image.new("RGB", (columns * (width + 4), rows * (height + 4)), "white")
-    for i, picture in enumerate(pictures):
-        row, column = divmod(i, columns)
-        sheet.paste(picture, (column * (width + 4), row * (height + 4)))
-    sheet.save(path)
+def predict(options):
+    """Writes everything; returns the entries of `predictions.json`."""
+    model, config, classes = restore(options.run)
+    options.out.mkdir(parents=True, exist_ok=True)
+    entries, unread, number = [], [], 0
+    records = readable(paths_of(options.images), unread)
+    while chunk := list(itertools.islice(records, BATCH)):
+        found = find(model, chunk, config.image_size)
+        for record, detections in zip(chunk, found, strict=True):
+            number += 1
+            for (x1, y1, x2, y2), label, score in zip(*detections, strict=True):
+                if score < options.least:
+                    continue
+                sides = (x1, y1, x2 - x1, y2 - y1)
+                entries.append(
+                    {
+                        "image_id": number,
+                        "file_name": record.name,
+                        "category_id": int(label) + 1,
+                        "category": classes[label],
+                        "bbox": [round(float(side), 2) for side in sides],
+                        "score": round(float(score), 4),
+                    }
+                )
+            if options.pictures:
+                picture = draw(record.image, *detections, classes)
+                picture.save(options.out / f"{Path(record.name).stem}.png")
+    path = options.out / "predictions.json"
+    rows = ",\n".join(json.dumps(entry) for entry in entries)
+    path.write_text(f"[\n{rows}\n]\n")
+    for text in unread:
+        print(f"left out: {text}")
+    print(
+        f"{number} images, {len(entries)} boxes, {len(unread)} images left out: {path}"
+    )
+    return entries
 
 
-def draw_curves(path, lines):
-    """The losses of a run and its average precision, from its lines of metrics."""
-    losses = [line for line in lines if "loss" in line]
-    reports = [line for line in lines if "AP" in line]
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    steps = [line["step"] for line in losses]
-    for name in ("loss", "class_loss", "box_loss"):
-        left.plot(steps, [line[name] for line in losses], label=name.replace("_", " "))
-    left.set(xlabel="step", title="training loss", ylim=(0, None))
-    left.set_ylim(top=2 * np.median([line["loss"] for line in losses]) + 0.5)
-    for name in ("AP", "AP50"):
-        points = [(line["step"], line[name]) for line in reports if line[name]]
-        right.plot(*zip(*points, strict=True) if points else ((), ()), "o-", label=name)
-    right.set(xlabel="step", title="average precision", ylim=(0, 1))
-    for axes in (left, right):
-        axes.legend()
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+def main():
+    try:
+        predict(tyro.cli(Predict, prog="python -m examples.detector.predict"))
+    except (DataError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,6 @@
 """Reads data sets in Pascal VOC and COCO form."""
 
+import contextlib
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -8,8 +9,8 @@ from xml.etree.ElementTree import ParseError
 import defusedxml
 import numpy as np
 from defusedxml import ElementTree
-from PIL import Image, UnidentifiedImageError
 
+from .images import image_size
 from .records import DataError, Dataset, Record
 
 SPLITS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
@@ -17,17 +18,28 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 BOX_TAGS = ("xmin", "ymin", "xmax", "ymax")
 COCO_KEYS = ("images", "annotations", "categories")
 HELD_OUT = 0.2  # of the images, where a data set brings only a training split
+LISTED = 20  # faults that are written out
 
 
-def image_size(path):
-    """The height and width of an image, read from its header."""
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such image") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise DataError(f"{path}: not a readable image ({error})") from None
+class Faults(list):
+    """What is wrong with the files of a data set, one line each."""
+
+    @contextlib.contextmanager
+    def kept(self):
+        """Keeps a fault for later, so that all of them are named at once."""
+        try:
+            yield
+        except DataError as error:
+            self.append(str(error))
+
+    def judged(self, skip):
+        """The notes of what is left out; raises unless faulty files may be skipped."""
+        more = [f"and {len(self) - LISTED} more"] if len(self) > LISTED else []
+        lines = [*self[:LISTED], *more]
+        if self and not skip:
+            text = "\n  ".join(lines)
+            raise DataError(f"{text}; --skip-faulty leaves out what is faulty")
+        return tuple(f"left out: {line}" for line in lines)
 
 
 def _record(source, image, objects, dropped):
@@ -79,7 +91,7 @@ def _split(classes, records, notes):
     return Dataset(classes, train, val or test, test or val, True, notes)
 
 
-def read_voc(folder):
+def read_voc(folder, skip=False):
     """Reads `Annotations/*.xml`, `JPEGImages/` and `ImageSets/Main/{split}.txt`.
 
     Difficult objects become boxes to ignore. VOC counts pixels from one and names the
@@ -89,16 +101,21 @@ def read_voc(folder):
     paths = sorted(folder.glob("Annotations/*.xml"))
     if not paths:
         raise DataError(f"{folder}: there are no Annotations/*.xml")
-    parsed = {path.stem: _parse_xml(path) for path in paths}
+    parsed, faults = {}, Faults()
+    for path in paths:
+        with faults.kept():
+            parsed[path.stem] = _parse_xml(path)
     names = sorted({name for _, objects in parsed.values() for _, name, _ in objects})
     classes = {name: i for i, name in enumerate(names)}
     dropped, records = defaultdict(int), {}
     for stem, (filename, objects) in parsed.items():
         image = _voc_image(folder / "JPEGImages", stem, filename)
         objects = [(box, classes[name], hard, None) for box, name, hard in objects]
-        records[stem] = _record(f"{stem}.xml", image, objects, dropped)
-    splits = _voc_splits(folder, records)
-    return _split(tuple(names), splits, _note_dropped(dropped))
+        with faults.kept():
+            records[stem] = _record(f"{stem}.xml", image, objects, dropped)
+    notes = faults.judged(skip)
+    splits = _voc_splits(folder, records, {path.stem for path in paths})
+    return _split(tuple(names), splits, notes + _note_dropped(dropped))
 
 
 def _parse_xml(path):
@@ -128,8 +145,11 @@ def _voc_image(folder, stem, filename):
     return next((path for path in named if path.is_file()), named[0])
 
 
-def _voc_splits(folder, records):
-    """The records of each split, as the files in `ImageSets/Main` list them."""
+def _voc_splits(folder, records, known):
+    """The records of each split, as the files in `ImageSets/Main` list them.
+
+    `known` are the names that have an annotation, readable or not.
+    """
     splits = {}
     for split, names in SPLITS.items():
         names += ("trainval",) if split == "train" else ()
@@ -139,13 +159,13 @@ def _voc_splits(folder, records):
             continue
         stems = [line.split()[0] for line in file.read_text().splitlines() if line]
         for stem in stems:
-            if stem not in records:
+            if stem not in known:
                 raise DataError(f"{file}: {stem} has no Annotations/{stem}.xml")
-        splits[split] = [records[stem] for stem in stems]
+        splits[split] = [records[stem] for stem in stems if stem in records]
     return splits or {"train": list(records.values())}
 
 
-def read_coco(annotations, images=None):
+def read_coco(annotations, images=None, skip=False):
     """Reads a COCO annotation file and, where they exist, those of the other splits.
 
     The other splits are found by replacing `train` in the paths by `val`, `valid` or
@@ -159,16 +179,19 @@ def read_coco(annotations, images=None):
             file, folder = _sibling(annotations, name), _sibling(images, name)
             if file != annotations and file.is_file():
                 files.setdefault(split, (file, folder if folder.is_dir() else images))
-    dropped, splits, first = defaultdict(int), {}, None
+    dropped, splits, first, faults = defaultdict(int), {}, None, Faults()
     for split, (file, folder) in files.items():
         content = _parse_json(file)
         categories = {item["id"]: item["name"] for item in content["categories"]}
         first = first or categories
         if categories != first:
             raise DataError(f"{file}: its categories differ from {annotations}")
-        splits[split] = _coco_records(file, content, sorted(first), folder, dropped)
+        splits[split] = _coco_records(
+            file, content, sorted(first), folder, dropped, faults
+        )
     names = tuple(first[key] for key in sorted(first))
-    return _split(names, splits, _note_dropped(dropped))
+    notes = faults.judged(skip)
+    return _split(names, splits, notes + _note_dropped(dropped))
 
 
 def _sibling(path, split):
@@ -191,22 +214,26 @@ def _parse_json(path):
     raise DataError(f"{path}: lacks one of the lists {', '.join(COCO_KEYS)}")
 
 
-def _coco_records(file, content, category_ids, folder, dropped):
+def _coco_records(file, content, category_ids, folder, dropped, faults):
     """The records of one annotation file, one for each of its images."""
     labels = {key: index for index, key in enumerate(category_ids)}
     objects = defaultdict(list)
-    try:
-        for item in content["annotations"]:
+    for number, item in enumerate(content["annotations"]):
+        try:
             label, crowd = labels[item["category_id"]], bool(item.get("iscrowd", 0))
             x, y, w, h = map(float, item["bbox"])
             one = ((x, y, x + w, y + h), label, crowd, item.get("segmentation"))
             objects[item["image_id"]].append(one)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            faults.append(f"{file}: annotation number {number} is faulty ({error!r})")
+    try:
         images = {item["id"]: item["file_name"] for item in content["images"]}
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{file}: a faulty entry ({error!r})") from None
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{file}: a faulty entry of `images` ({error!r})") from None
     if unknown := objects.keys() - images.keys():
         raise DataError(f"{file}: boxes of unlisted images, ids {sorted(unknown)[:5]}")
-    return [
-        _record(name, folder / name, objects[key], dropped)
-        for key, name in images.items()
-    ]
+    records = []
+    for key, name in images.items():
+        with faults.kept():
+            records.append(_record(name, folder / name, objects[key], dropped))
+    return records

@@ -4,19 +4,26 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-import orbax.checkpoint as ocp
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 import jaxiou
 
-from .config import Config
 from .data import Batches
 from .evaluate import evaluate
-from .model import Detector, anchors_for, strides_for
+from .model import anchors_for
+from .records import DataError
+from .state import checkpoints, create, load, rates, save
 
 REPORT_EVERY = 20  # steps
+
+
+class Diverged(RuntimeError):
+    """The loss is no number any more; the message says what was kept."""
 
 
 def detection_loss(model, batch, box_loss, box_weight=1.0):
@@ -54,77 +61,84 @@ def train_step(model, optimizer, batch, box_loss, box_weight=1.0):
     return {"loss": loss, **parts}
 
 
-def schedule(config):
-    """The learning rate of each step."""
-    warm = min(100, config.steps // 10)
-    peak = config.learning_rate
-    return optax.warmup_cosine_decay_schedule(0.0, peak, warm, config.steps, peak / 100)
+def sharing(config):
+    """How a batch is spread over devices, and the weights; None for one device."""
+    count = config.devices or jax.device_count()
+    if count == jax.process_count() == 1:
+        return None
+    if count > jax.device_count() or config.batch_size % count:
+        raise DataError(
+            f"--devices {count}: there are {jax.device_count()}, and they share "
+            f"batches of {config.batch_size} images; see --devices and --batch-size"
+        )
+    devices = jax.devices()[:count]
+    mesh = jax.make_mesh(
+        (count,), ("data",), axis_types=(AxisType.Auto,), devices=devices
+    )
+    return NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
 
 
-def create(config, classes):
-    """A fresh model and its optimizer."""
-    model = Detector(
-        len(classes),
-        levels=len(strides_for(config.image_size)),
-        width=config.width,
-        depth=config.depth,
-        rngs=nnx.Rngs(config.seed),
+def check(config, step, batch, loss):
+    """Stops where the loss is no number, and keeps the batch that made it so."""
+    if np.isfinite(loss):
+        return
+    path = config.out / f"diverged-{jax.process_index()}.npz"
+    np.savez(path, **batch)
+    raise Diverged(
+        f"the loss of step {step} is {loss}; its batch is in {path}, the last state "
+        "before it in the checkpoints. A lower --learning-rate is the usual cure"
     )
-    update = optax.chain(
-        optax.clip_by_global_norm(10.0),
-        optax.adamw(
-            schedule(config),
-            weight_decay=config.weight_decay,
-            mask=lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree),
-        ),
-    )
-    return model, nnx.Optimizer(model, update, wrt=nnx.Param)
 
 
 def train(config, dataset, log):
     """Trains a model and keeps it as a checkpoint in `config.out`.
 
     `config` has its `batch_size` and `image_size`; `log` takes each line of metrics, a
-    dictionary.
+    dictionary. With `config.resume` it goes on after the last checkpoint.
     """
     model, optimizer = create(config, dataset.classes)
-    size = config.image_size
-    batches = Batches(dataset, size, config.batch_size, config.seed)
-    rates, began = schedule(config), time.perf_counter()
+    size, spread = config.image_size, sharing(config)
+    share = jax.process_index(), jax.process_count()
+    batches = Batches(dataset, size, config.batch_size, config.seed, share)
+    rate_of, began = rates(config), time.perf_counter()
     marks = {
         config.steps * i // config.evaluations for i in range(1, config.evaluations)
     }
-    bar = tqdm(batches.run(range(config.steps)), total=config.steps, unit="step")
-    for step, batch in enumerate(bar, 1):
-        losses = train_step(model, optimizer, batch, config.box_loss, config.box_weight)
-        if step % REPORT_EVERY == 0 or step == config.steps:
-            losses = {name: round(float(value), 5) for name, value in losses.items()}
-            bar.set_postfix(loss=f"{losses['loss']:.3f}")
-            rate = round(float(rates(step)), 7)
-            seconds = round(time.perf_counter() - began, 2)
-            log({"step": step, **losses, "learning_rate": rate, "seconds": seconds})
-        if step in marks:
-            report, _ = evaluate(model, dataset.val, dataset.classes, size)
-            log({"step": step, "split": "val", **report})
-            bar.set_description(f"AP50 {report['AP50'] or 0:.3f}")
-            save(config.out, model, optimizer)
-    save(config.out, model, optimizer)
+    with checkpoints(config.out) as manager:
+        if spread:
+            state = jax.device_get(nnx.state((model, optimizer)))
+            nnx.update((model, optimizer), jax.device_put(state, spread[1]))
+        first = load(manager, model, optimizer) if config.resume else 0
+        bar = tqdm(
+            batches.run(range(first, config.steps)),
+            initial=first,
+            total=config.steps,
+            unit="step",
+            disable=jax.process_index() > 0,
+        )
+        before = None
+        for step, batch in enumerate(bar, first + 1):
+            arrays = batch
+            if spread:
+                arrays = jax.make_array_from_process_local_data(spread[0], batch)
+            losses = train_step(
+                model, optimizer, arrays, config.box_loss, config.box_weight
+            )
+            # One step late, so that the next one is prepared while this one runs.
+            if before:
+                check(config, *before)
+            before = step, batch, losses["loss"]
+            if step % REPORT_EVERY == 0 or step == config.steps:
+                losses = {name: round(float(x), 5) for name, x in losses.items()}
+                bar.set_postfix(loss=f"{losses['loss']:.3f}")
+                rate = round(float(rate_of(step // config.accumulate)), 7)
+                seconds = round(time.perf_counter() - began, 2)
+                log({"step": step, **losses, "learning_rate": rate, "seconds": seconds})
+            if step % config.save_every == 0 or step == config.steps:
+                check(config, *before)
+                save(manager, step, model, optimizer)
+            if step in marks and jax.process_index() == 0:
+                report, _ = evaluate(model, dataset.val, dataset.classes, size)
+                log({"step": step, "split": "val", **report})
+                bar.set_description(f"AP50 {report['AP50'] or 0:.3f}")
     return model
-
-
-def save(folder, model, optimizer):
-    """Keeps the state of a run as an Orbax checkpoint, replacing the one before."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        state = nnx.state((model, optimizer))
-        checkpointer.save(folder.absolute() / "checkpoint", state, force=True)
-
-
-def restore(folder):
-    """The trained model of a run's folder, its configuration and its classes."""
-    config, classes = Config.load(folder / "config.json")
-    model, optimizer = create(config, classes)
-    state = nnx.state((model, optimizer))
-    with ocp.StandardCheckpointer() as checkpointer:
-        state = checkpointer.restore(folder.absolute() / "checkpoint", state)
-    nnx.update((model, optimizer), state)
-    return model, config, classes

@@ -1,0 +1,61 @@
+"""A file that needs none of this code: `python -m examples.detector.export --help`.
+
+detect = jax.export.deserialize(bytearray(open("detector.bin", "rb").read()))
+boxes, labels, scores, valid = detect.call(images)  # (b, height, width, 3) uint8
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import tyro
+
+from .model import detect
+from .records import DataError
+from .state import restore
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Writes a trained detector with its weights as one file that JAX can run."""
+
+    run: tyro.conf.Positional[Path]
+    """The folder of a run."""
+
+    out: Path = Path("detector.bin")
+    """The file to write."""
+
+    platforms: tuple[str, ...] = ("cpu", "cuda", "tpu")
+    """Where it is to run."""
+
+
+def export(model, image_size, platforms):
+    """The detector for any number of images of this size, weights included."""
+    (batch,) = jax.export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, *image_size, 3), jnp.uint8)
+    program = jax.jit(lambda images: detect(model, images))
+    return jax.export.export(program, platforms=platforms)(images)
+
+
+def write(options):
+    model, config, classes = restore(options.run)
+    made = export(model, config.image_size, options.platforms)
+    data = made.serialize()
+    options.out.write_bytes(data)
+    height, width = config.image_size
+    print(f"{options.out}: {len(data) / 1e6:.1f} MB, images (b, {height}, {width}, 3)")
+    print(f"uint8, for {', '.join(options.platforms)}; labels: {', '.join(classes)}")
+
+
+def main():
+    try:
+        write(tyro.cli(Export, prog="python -m examples.detector.export"))
+    except (DataError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

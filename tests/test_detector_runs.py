@@ -1,0 +1,290 @@
+"""Runs of the detector: stopped, resumed, spread over devices, taken elsewhere."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+from test_detector import tiny
+
+from examples.detector import __main__ as main
+from examples.detector import data, export, predict, state, train
+from examples.detector.config import Config
+from examples.detector.model import detect
+from examples.detector.records import DataError
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def weights(model):
+    return [np.asarray(x) for x in jax.tree.leaves(nnx.state(model))]
+
+
+def small(out, **more):
+    return Config(
+        out=out, steps=8, batch_size=8, image_size=(96, 96), width=32, digit_images=24,
+        evaluations=1, save_every=3, devices=1, **more,
+    )  # fmt: skip
+
+
+def quiet(config, dataset, log=lambda line: None):
+    config.out.mkdir(parents=True, exist_ok=True)
+    return train.train(config, dataset, log)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_ends_in_the_same_weights(tmp_path, monkeypatch):
+    dataset, _ = tiny()
+    whole = weights(quiet(small(tmp_path / "whole"), dataset))
+    stop = random.Random(0).randrange(4, 8)  # after the first checkpoint, at 3
+
+    class Stopped(Exception):
+        pass
+
+    step, done = train.train_step, []
+
+    def until(*args):
+        if len(done) == stop:
+            raise Stopped
+        done.append(1)
+        return step(*args)
+
+    config = small(tmp_path / "stopped")
+    monkeypatch.setattr(train, "train_step", until)
+    with pytest.raises(Stopped):
+        quiet(config, dataset)
+    monkeypatch.setattr(train, "train_step", step)
+    resumed = quiet(dataclasses.replace(config, resume=True), dataset)
+    for x, y in zip(weights(resumed), whole, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on(tmp_path):
+    """Killed outright, perhaps while a checkpoint is written."""
+    flags = (
+        "--steps 40 --batch-size 4 --width 32 --digit-images 16 --evaluations 1 "
+        f"--save-every 1 --devices 1 --out {tmp_path}"
+    )
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
+    command = [sys.executable, "-m", "examples.detector"]
+    process = subprocess.Popen(
+        [*command, *flags.split()], cwd=root, env=environment, stderr=subprocess.PIPE
+    )
+    folder, patience = tmp_path / "checkpoints", time.monotonic() + 300
+    while not (folder.is_dir() and any(x.name.isdigit() for x in folder.iterdir())):
+        assert process.poll() is None and time.monotonic() < patience
+        time.sleep(0.05)
+    time.sleep(random.random())
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "predictions.png").exists()
+    again = [*command, "--resume", "--out", str(tmp_path)]
+    subprocess.run(again, cwd=root, env=environment, check=True, capture_output=True)
+    text = (tmp_path / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert lines[-1]["split"] == "test" and lines[-1]["step"] == 40
+    assert [x.name for x in folder.iterdir() if x.name.isdigit()] == ["40"]
+
+
+def test_what_was_logged_after_the_checkpoint_is_logged_again(tmp_path):
+    dataset, _ = tiny()
+    config = dataclasses.replace(small(tmp_path), steps=3)
+    quiet(config, dataset)
+    config.save(tmp_path / "config.json", dataset.classes)
+    lines = [{"step": 2, "loss": 1.0}, {"step": 4, "loss": 1.0}]
+    text = "\n".join(map(json.dumps, lines)) + '\n{"step": 5, "lo'
+    (tmp_path / "metrics.jsonl").write_text(text)
+    resumed, kept = main.resumed(tmp_path)
+    assert kept == lines[:1] and resumed == dataclasses.replace(config, resume=True)
+    with pytest.raises(DataError, match="no checkpoint to go on from"):
+        main.resumed(tmp_path / "nowhere")
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
+    dataset, _ = tiny()
+    step, done = train.train_step, []
+
+    def failing(*args):
+        done.append(args[2])
+        losses = step(*args)
+        return losses | {"loss": losses["loss"] * (np.nan if len(done) == 2 else 1)}
+
+    monkeypatch.setattr(train, "train_step", failing)
+    with pytest.raises(train.Diverged, match="loss of step 2 is nan"):
+        quiet(small(tmp_path), dataset)
+    with np.load(tmp_path / "diverged-0.npz") as kept:
+        np.testing.assert_array_equal(kept["images"], done[1]["images"])
+    assert not list(tmp_path.glob("checkpoints/[0-9]*"))
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "file"
+    file.write_text("")
+    flags = ["detector", "--out", str(file / "run"), "--digit-images", "2"]
+    monkeypatch.setattr(sys, "argv", flags)
+    with pytest.raises(SystemExit, match=r"error: .*Not a directory"):
+        main.main()
+
+
+def test_flags_override_the_file_which_overrides_defaults(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text('{"loss": "ciou", "steps": 7, "image_size": [64, 96]}')
+    config = main.arguments(["--config", str(path), "--steps", "9"])
+    assert config == Config(loss="ciou", steps=9, image_size=(64, 96))
+    path.write_text('{"lass": "ciou"}')
+    with pytest.raises(DataError, match=r"mine.json: .*lass"):
+        main.arguments(["--config", str(path)])
+
+
+def test_devices_share_a_batch(tmp_path):
+    """The same losses as on one device, but for the order of sums."""
+    dataset, _ = tiny()
+    found = []
+    for count in (1, 4):
+        lines = []
+        config = dataclasses.replace(small(tmp_path / str(count)), devices=count)
+        config = dataclasses.replace(config, steps=2)
+        model = quiet(config, dataset, lines.append)
+        found.append((lines[-1]["loss"], weights(model)))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-4)
+    for x, y in zip(found[1][1], found[0][1], strict=True):
+        np.testing.assert_allclose(x, y, atol=2e-3)  # Adam divides by small numbers
+    with pytest.raises(DataError, match="--devices 3: there are 8"):
+        train.sharing(dataclasses.replace(config, devices=3))
+
+
+@pytest.mark.slow
+def test_processes_share_a_batch(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    flags = (
+        f"--steps 3 --batch-size 8 --width 32 --digit-images 16 --evaluations 1 "
+        f"--coordinator localhost:{port} --processes 2 --out {tmp_path / 'two'}"
+    )
+    root = Path(__file__).parents[1]
+    environment = {
+        **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root), "XLA_FLAGS": ""
+    }  # fmt: skip
+    command = [sys.executable, "-m", "examples.detector", *flags.split(), "--process"]
+    both = [
+        subprocess.Popen(
+            [*command, str(k)], cwd=root, env=environment, stderr=subprocess.PIPE
+        )
+        for k in (0, 1)
+    ]
+    try:
+        for process in both:
+            _, text = process.communicate(timeout=400)
+            assert process.returncode == 0, text.decode()[-2000:]
+    finally:
+        for process in both:
+            process.kill()
+    config = dataclasses.replace(small(tmp_path / "one"), steps=3, digit_images=16)
+    lines = []
+    quiet(config, data.load(config), lines.append)
+    text = (tmp_path / "two" / "metrics.jsonl").read_text()
+    two = [json.loads(line) for line in text.splitlines()]
+    assert two[0]["step"] == lines[0]["step"] == 3
+    assert two[0]["loss"] == pytest.approx(lines[0]["loss"], rel=1e-3)
+    assert two[-1]["split"] == "test"
+
+
+def test_averaged_gradients_are_those_of_a_larger_batch():
+    dataset, config = tiny()
+    batch = data.Batches(dataset, config.image_size, 4, 0)(0)
+    found = []
+    for count in (1, 2):
+        chosen = dataclasses.replace(config, accumulate=count, steps=24 * count)
+        model, optimizer = state.create(chosen, dataset.classes)
+        before = weights(model)
+        for step in range(2 * count):  # the first rate is 0
+            train.train_step(model, optimizer, batch, config.box_loss)
+            changed = any(
+                (x != y).any() for x, y in zip(weights(model), before, strict=True)
+            )
+            assert changed == (step == 2 * count - 1)
+        found.append(weights(model))
+    for x, y in zip(*found, strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+@pytest.mark.parametrize("choice", [{"precision": "bfloat16"}, {"remat": True}])
+def test_other_ways_to_compute_give_about_the_same(choice):
+    dataset, config = tiny()
+    batch = data.Batches(dataset, config.image_size, 4, 0)(0)
+    losses = []
+    for chosen in (config, dataclasses.replace(config, **choice)):
+        model, optimizer = state.create(chosen, dataset.classes)
+        assert {x.dtype for x in weights(model)} == {np.dtype("float32")}
+        loss = train.train_step(model, optimizer, batch, config.box_loss)["loss"]
+        assert loss.dtype == jnp.float32
+        losses.append(float(loss))
+    assert losses[1] == pytest.approx(
+        losses[0], rel=1e-5 if "remat" in choice else 0.02
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of three steps on disk."""
+    folder = tmp_path_factory.mktemp("run")
+    dataset, _ = tiny()
+    config = dataclasses.replace(small(folder), steps=3)
+    model = quiet(config, dataset)
+    config.save(folder / "config.json", dataset.classes)
+    return folder, model
+
+
+def test_predict_writes_what_it_finds_and_names_what_it_cannot_read(
+    trained, tmp_path, capsys
+):
+    images = tmp_path / "images"
+    images.mkdir()
+    for name in ("b.png", "a.jpg"):
+        Image.new("RGB", (120, 80), "white").save(images / name)
+    (images / "c.png").write_bytes(b"no image")
+    (images / "notes.txt").write_text("not asked for")
+    options = predict.Predict(trained[0], images, tmp_path / "out", least=0.0)
+    entries = predict.predict(options)
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == entries
+    for entry in entries:
+        assert entry["file_name"] == {1: "a.jpg", 2: "b.png"}[entry["image_id"]]
+        x, y, w, h = entry["bbox"]
+        assert 0 <= x <= x + w <= 121 and 0 <= y <= y + h <= 81
+        assert entry["category"] == str(entry["category_id"] - 1)
+    assert (tmp_path / "out" / "a.png").exists()
+    assert "c.png: not a readable image" in (printed := capsys.readouterr().out)
+    assert "2 images" in printed and "1 images left out" in printed
+    with pytest.raises(DataError, match="there are no images"):
+        predict.predict(dataclasses.replace(options, images=tmp_path))
+    with pytest.raises(DataError, match="there is no run"):
+        predict.predict(dataclasses.replace(options, run=tmp_path))
+
+
+def test_an_exported_detector_needs_no_code_of_it(trained, tmp_path):
+    folder, model = trained
+    export.write(export.Export(folder, tmp_path / "detector.bin", ("cpu", "cuda")))
+    loaded = jax.export.deserialize(bytearray((tmp_path / "detector.bin").read_bytes()))
+    assert loaded.platforms == ("cpu", "cuda")
+    for count in (1, 3):
+        images = np.random.default_rng(count).integers(0, 255, (count, 96, 96, 3))
+        images = images.astype(np.uint8)
+        found, wanted = loaded.call(images), detect(model, images)
+        for x, y in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(x, y, atol=1e-4)
