@@ -12,6 +12,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import tyro
+from flax import nnx
 
 from .model import detect
 from .records import DataError
@@ -36,7 +37,14 @@ def export(model, image_size, platforms):
     """The detector for any number of images of this size, weights included."""
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *image_size, 3), jnp.uint8)
-    program = jax.jit(lambda images: detect(model, images))
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def program(images):
+        # Variables of this trace: Flax refuses those of another.
+        own = jax.tree.map(jnp.asarray, state)
+        return detect(nnx.merge(graph, own), images)
+
     return jax.export.export(program, platforms=platforms)(images)
 
 
