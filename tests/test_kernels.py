@@ -1,7 +1,11 @@
 """The kernels without their accelerators: interpreted, lowered, and compiled ahead."""
 
 import functools
+import os
+import subprocess
+import sys
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +27,7 @@ from jaxiou._measure import Measure
 from jaxiou.kernels import _blocks, xla
 
 pytestmark = pytest.mark.skipif(not NEW_ENOUGH, reason="the kernels need jax 0.11")
+ROOT = Path(__file__).parents[1]
 NAMES = {"tpu": "mosaic_tpu", "cuda": "mosaic_gpu"}
 CALLS = {"tpu": "tpu_custom_call", "cuda": "mosaic_gpu"}
 every_platform = pytest.mark.parametrize("platform", NAMES)
@@ -141,6 +146,23 @@ def test_the_default_takes_kernels_where_a_program_is_for_one_device():
     batches = f32(64, 4), f32(3, 9, 4)
     program = lowered(jax.vmap(everything, (None, 0)), *batches, platform="tpu")
     assert calls(program)["tpu"] == KERNELS["tpu"]
+
+
+FIRST_CALL = """
+import jax, jaxiou, numpy
+traces = []
+program = jax.jit(lambda a, b: (traces.append(1), jaxiou.best_match(a, b))[1])
+for _ in range(2):
+    program(*2 * [numpy.ones((5, 4), "f4")])
+assert len(traces) == 1, traces
+"""
+
+
+def test_the_first_call_is_traced_once():
+    """In a process of its own: what a trace imports is imported by then elsewhere."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", FIRST_CALL], env=environment, check=True)
 
 
 @pytest.mark.parametrize("axes", [AxisType.Auto, AxisType.Explicit], ids=str)

@@ -2,7 +2,7 @@
 
 Every implementation is a module with the functions of `xla`, which is the specification
 and runs anywhere. A kernel has in addition the platform it is for and the names of the
-operations that its compiler knows; its module is imported when it is asked for.
+operations that its compiler knows.
 
 What runs is chosen when a program is lowered: only then are the platform and the number
 of devices known. So a call becomes one operation of the program, and its lowering, on
@@ -33,6 +33,7 @@ from .xla import Matches
 # Name: the platforms it is lowered for.
 _KERNELS = {"mosaic_gpu": "cuda", "mosaic_tpu": "tpu"}
 IMPLEMENTATIONS = ("xla", *_KERNELS)
+_NEW_ENOUGH = tuple(int(part) for part in jax.__version__.split(".")[:2]) >= (0, 11)
 # XLA writes a matrix at the speed of memory: a kernel of ours does so by name only.
 _BY_NAME_ONLY = ("pairwise",)
 
@@ -105,8 +106,7 @@ class Choice:
 
 def _refusal(name: str, function: str, measure: Measure, leaves: list[Array]) -> str:
     """Why a kernel cannot serve a call; empty where it can."""
-    version = tuple(int(part) for part in jax.__version__.split(".")[:2])
-    if version < (0, 11):
+    if not _NEW_ENOUGH:
         return f"the {name} kernels need jax 0.11 or newer, this is {jax.__version__}."
     if any(x.dtype == jnp.float64 for x in leaves):
         return f"the {name} kernels compute in float32, the boxes are float64."
@@ -274,3 +274,9 @@ def _batch(
 
 
 batching.primitive_batchers[_kernel] = _batch
+
+if _NEW_ENOUGH:
+    # Importing Pallas adds to what JAX tells traces apart by. Within a trace that would
+    # have the program that is traced first compiled twice.
+    for _name in _KERNELS:
+        _module(_name)
