@@ -3,20 +3,20 @@
 import argparse
 import dataclasses
 import json
-import sys
 import time
 from pathlib import Path
 
 import jax
 import tyro
 
+from .command import command
 from .config import Config
 from .data import load, typical_size
 from .evaluate import check, evaluate, table
 from .pictures import draw_curves, draw_predictions
 from .records import DataError
 from .state import checkpoints
-from .train import Diverged, train
+from .train import train
 
 
 def run(config):
@@ -111,17 +111,13 @@ def arguments(given=None):
 
 
 def main():
-    """The command line; what a user can mend is one line and no traceback."""
-    try:
-        config = arguments()
-        if config.coordinator:
-            jax.distributed.initialize(
-                config.coordinator, config.processes, config.process
-            )
-        run(config)
-    except (DataError, Diverged, OSError) as error:
-        sys.exit(f"error: {error}")
+    """A run as the command line says."""
+    config = arguments()
+    if config.coordinator:
+        address, count, index = config.coordinator, config.processes, config.process
+        jax.distributed.initialize(address, count, index)
+    run(config)
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -112,6 +112,8 @@ class Config:
     """Which of them this one is."""
 
     def __post_init__(self):
+        if self.loss not in LOSSES:  # from a file: flags are checked before
+            raise ValueError(f"loss {self.loss}: there are {', '.join(LOSSES)}")
         counts = "steps", "width", "depth", "digit_images", "evaluations"
         for name in (*counts, "save_every", "accumulate"):
             if getattr(self, name) < 1:

@@ -5,7 +5,6 @@ boxes, labels, scores, valid = detect.call(images)  # (b, height, width, 3) uint
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import jax
@@ -14,8 +13,8 @@ import jax.numpy as jnp
 import tyro
 from flax import nnx
 
+from .command import command
 from .model import detect
-from .records import DataError
 from .state import restore
 
 
@@ -58,12 +57,6 @@ def write(options):
     print(f"uint8, for {', '.join(options.platforms)}; labels: {', '.join(classes)}")
 
 
-def main():
-    try:
-        write(tyro.cli(Export, prog="python -m examples.detector.export"))
-    except (DataError, OSError) as error:
-        sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
-    main()
+    prog = "python -m examples.detector.export"
+    command(lambda: write(tyro.cli(Export, prog=prog)))

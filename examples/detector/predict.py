@@ -3,12 +3,12 @@
 import dataclasses
 import itertools
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import tyro
 
+from .command import command
 from .evaluate import BATCH, find
 from .images import read_image
 from .pictures import draw
@@ -97,12 +97,6 @@ def predict(options):
     return entries
 
 
-def main():
-    try:
-        predict(tyro.cli(Predict, prog="python -m examples.detector.predict"))
-    except (DataError, OSError) as error:
-        sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
-    main()
+    prog = "python -m examples.detector.predict"
+    command(lambda: predict(tyro.cli(Predict, prog=prog)))

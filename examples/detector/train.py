@@ -63,8 +63,9 @@ def train_step(model, optimizer, batch, box_loss, box_weight=1.0):
 
 def sharing(config):
     """How a batch is spread over devices, and the weights; None for one device."""
-    count = config.devices or jax.device_count()
-    if count == jax.process_count() == 1:
+    several = jax.process_count() > 1  # whose devices all take part
+    count = jax.device_count() if several else config.devices or jax.device_count()
+    if count == 1:
         return None
     if count > jax.device_count() or config.batch_size % count:
         raise DataError(
