@@ -101,6 +101,17 @@ def test_a_killed_run_goes_on(tmp_path):
     assert [x.name for x in folder.iterdir() if x.name.isdigit()] == ["40"]
 
 
+def test_a_new_run_in_an_old_folder_keeps_its_own_weights(tmp_path):
+    dataset, _ = tiny()
+    for seed, steps in ((1, 4), (2, 3)):
+        config = dataclasses.replace(small(tmp_path), seed=seed, steps=steps)
+        config.save(tmp_path / "config.json", dataset.classes)
+        model = quiet(config, dataset)
+        restored, _, _ = state.restore(tmp_path)
+        for x, y in zip(weights(restored), weights(model), strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
 def test_what_was_logged_after_the_checkpoint_is_logged_again(tmp_path):
     dataset, _ = tiny()
     config = dataclasses.replace(small(tmp_path), steps=3)
@@ -113,6 +124,7 @@ def test_what_was_logged_after_the_checkpoint_is_logged_again(tmp_path):
     assert kept == lines[:1] and resumed == dataclasses.replace(config, resume=True)
     with pytest.raises(DataError, match="no checkpoint to go on from"):
         main.resumed(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):

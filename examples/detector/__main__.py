@@ -73,8 +73,10 @@ def run(config):
 
 def resumed(out):
     """The configuration of a run that was stopped, and what it logged so far."""
-    with checkpoints(out) as manager:
-        last = manager.latest_step()
+    last = None
+    if (out / "checkpoints").is_dir():
+        with checkpoints(out) as manager:
+            last = manager.latest_step()
     if last is None:
         raise DataError(f"--resume: {out} has no checkpoint to go on from")
     config, _ = Config.load(out / "config.json")

@@ -61,6 +61,12 @@ def save(manager, step, model, optimizer):
     manager.save(step, args=ocp.args.StandardSave(state))
 
 
+def clear(manager):
+    """Forgets the states of an earlier run, which may be of later steps."""
+    for step in manager.all_steps():
+        manager.delete(step)
+
+
 def load(manager, model, optimizer):
     """Puts the newest state into a model and its optimizer; returns its step."""
     step = manager.latest_step()

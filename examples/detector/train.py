@@ -17,7 +17,7 @@ from .data import Batches
 from .evaluate import evaluate
 from .model import anchors_for
 from .records import DataError
-from .state import checkpoints, create, load, rates, save
+from .state import checkpoints, clear, create, load, rates, save
 
 REPORT_EVERY = 20  # steps
 
@@ -109,7 +109,11 @@ def train(config, dataset, log):
         if spread:
             state = jax.device_get(nnx.state((model, optimizer)))
             nnx.update((model, optimizer), jax.device_put(state, spread[1]))
-        first = load(manager, model, optimizer) if config.resume else 0
+        if config.resume:
+            first = load(manager, model, optimizer)
+        else:
+            first = 0
+            clear(manager)
         bar = tqdm(
             batches.run(range(first, config.steps)),
             initial=first,
