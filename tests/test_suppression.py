@@ -16,6 +16,10 @@ from jaxiou import suppression
 def greedy(boxes, scores, threshold, *, labels=None, measure=jaxiou.iou, allowed=None):
     """The definition: best score first, kept unless a kept one overlaps too much."""
     matrix = np.asarray(jaxiou.pairwise(boxes, boxes, measure=measure))
+    return greedy_of(matrix, scores, threshold, labels=labels, allowed=allowed)
+
+
+def greedy_of(matrix, scores, threshold, *, labels=None, allowed=None):
     order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
     kept = []
     for i in order:
