@@ -22,7 +22,7 @@ from benchmarks.report import markdown
 from .detector.config import LOSSES as EVERY
 from .detector.config import Config
 from .detector.data import load, typical_size
-from .detector.evaluate import evaluate
+from .detector.precision import evaluate
 from .detector.records import DataError
 from .detector.train import train
 from .page import fill, head, heading, read

@@ -203,15 +203,11 @@ class Batches(data.Batches):
         super().__init__(dataset, size, batch_size, seed)
         self.fitted, self.window = fitted, window
 
-    def __call__(self, step):
-        pairs = []
-        for draw in range(step * self.batch_size, (step + 1) * self.batch_size):
-            _, pair = self._draw(draw)
-            rng = np.random.default_rng((self.seed, 1, draw))
-            flips = self.dataset.photographs
-            pairs.append(vary(*pair, rng, flips=flips, window=self.window))
-        images, labels = map(np.stack, zip(*pairs, strict=True))
-        return {"images": images, "labels": labels}
+    def example(self, index, rng):
+        flips = self.dataset.photographs
+        image, labels = self.fitted(index)
+        image, labels = vary(image, labels, rng, flips=flips, window=self.window)
+        return {"images": image, "labels": labels}
 
 
 # The network
@@ -274,7 +270,7 @@ def train(config, loss, batches, classes):
     )
     optimizer = nnx.Optimizer(model, update, wrt=nnx.Param)
     bar = tqdm(
-        batches.run(range(config.steps)), total=config.steps, leave=False, disable=None
+        batches.run(0, config.steps), total=config.steps, leave=False, disable=None
     )
     for batch in bar:
         train_step(model, optimizer, batch, LOSSES[loss])

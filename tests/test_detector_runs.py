@@ -21,7 +21,17 @@ from PIL import Image
 from test_detector import OBJECTS, tiny, voc
 
 from examples.detector import __main__ as main
-from examples.detector import command, data, export, predict, state, train
+from examples.detector import (
+    command,
+    data,
+    evaluate,
+    export,
+    precision,
+    predict,
+    state,
+    train,
+)
+from examples.detector.assign import ASSIGNERS
 from examples.detector.config import Config
 from examples.detector.model import detect
 from examples.detector.records import DataError
@@ -144,7 +154,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
     step, done = train.train_step, []
 
     def failing(*args):
-        done.append(args[2])
+        done.append(args[1])
         losses = step(*args)
         return losses | {"loss": losses["loss"] * (np.nan if len(done) == 2 else 1)}
 
@@ -230,10 +240,10 @@ def test_averaged_gradients_are_those_of_a_larger_batch():
     found = []
     for count in (1, 2):
         chosen = dataclasses.replace(config, accumulate=count, steps=24 * count)
-        model, optimizer = state.create(chosen, dataset.classes)
+        parts = model, *_ = state.create(chosen, dataset.classes)
         before = weights(model)
         for step in range(2 * count):  # the first rate is 0
-            train.train_step(model, optimizer, batch, config.box_loss)
+            train.train_step(parts, batch, config.box_loss)
             changed = any(
                 (x != y).any() for x, y in zip(weights(model), before, strict=True)
             )
@@ -249,14 +259,66 @@ def test_other_ways_to_compute_give_about_the_same(choice):
     batch = data.Batches(dataset, config.image_size, 4, 0)(0)
     losses = []
     for chosen in (config, dataclasses.replace(config, **choice)):
-        model, optimizer = state.create(chosen, dataset.classes)
-        assert {x.dtype for x in weights(model)} == {np.dtype("float32")}
-        loss = train.train_step(model, optimizer, batch, config.box_loss)["loss"]
+        parts = state.create(chosen, dataset.classes)
+        assert {x.dtype for x in weights(parts[0])} == {np.dtype("float32")}
+        loss = train.train_step(parts, batch, config.box_loss)["loss"]
         assert loss.dtype == jnp.float32
         losses.append(float(loss))
     assert losses[1] == pytest.approx(
         losses[0], rel=1e-5 if "remat" in choice else 0.02
     )
+
+
+@pytest.mark.parametrize("assigner", [a for a in ASSIGNERS if a != "max_iou"])
+def test_every_assigner_teaches_the_detector_and_leaves_crowds_alone(assigner):
+    dataset, config = tiny()
+    batches = data.Batches(dataset, config.image_size, 8, 0)
+    parts = state.create(config, dataset.classes)
+    chosen = config.box_loss, 1.0, ASSIGNERS[assigner]
+    losses = [float(train.train_step(parts, batches(0), *chosen)["loss"])]
+    for _ in range(16):
+        losses.append(float(train.train_step(parts, batches(0), *chosen)["loss"]))
+    assert losses[-1] < 0.8 * losses[0]
+    batch = batches(1)
+    none = np.zeros_like(batch["where"])
+    loss = nnx.jit(lambda model, batch: train.detection_loss(model, batch, *chosen)[1])
+    empty = loss(parts[0], batch | {"where": none})
+    crowd = loss(parts[0], batch | {"ignore": ~none})
+    assert empty["box_loss"] == crowd["box_loss"] == 0
+    assert 0 < crowd["class_loss"] < empty["class_loss"]
+
+
+def test_the_average_of_the_weights_is_what_is_kept(tmp_path):
+    dataset, _ = tiny()
+    config = small(tmp_path, average=0.5)
+    config.save(tmp_path / "config.json", dataset.classes)
+    seen, step = [], train.train_step
+
+    def watched(parts, *args):
+        losses = step(parts, *args)
+        seen.append(weights(parts[0]))
+        return losses
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "train_step", watched)
+        model = quiet(config, dataset)
+    wanted = weights(state.create(config, dataset.classes)[0])
+    for count, new in enumerate(seen, 1):
+        rate = max(0.5, 9 / (10 + count))
+        wanted = [rate * x + (1 - rate) * y for x, y in zip(new, wanted, strict=True)]
+    restored, _, _ = state.restore(tmp_path)
+    for x, y, z in zip(weights(model), wanted, weights(restored), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-6)
+        np.testing.assert_array_equal(x, z)
+    assert any((x != y).any() for x, y in zip(weights(model), seen[-1], strict=True))
+
+
+def test_workers_prepare_the_same_batches():
+    dataset, config = tiny()
+    batches = data.Batches(dataset, config.image_size, 4, 0)
+    for step, batch in enumerate(batches.run(2, 5, workers=2), 2):
+        jax.tree.map(np.testing.assert_array_equal, dict(batch), batches(step))
+    assert step == 4
 
 
 @pytest.fixture(scope="module")
@@ -294,6 +356,22 @@ def test_predict_writes_what_it_finds_and_names_what_it_cannot_read(
         predict.predict(dataclasses.replace(options, images=tmp_path))
     with pytest.raises(DataError, match="there is no run"):
         predict.predict(dataclasses.replace(options, run=tmp_path))
+
+
+def test_a_checkpoint_is_evaluated_on_images_of_its_classes(
+    trained, tmp_path, monkeypatch, capsys
+):
+    folder, model = trained
+    options = evaluate.Evaluate(folder, split="val")
+    monkeypatch.setattr(evaluate, "load", lambda config, skip: tiny()[0])
+    report = evaluate.report_on(options)
+    wanted, _ = precision.evaluate(model, tiny()[0].val, tiny()[0].classes, (96, 96))
+    assert json.loads((folder / "val.json").read_text()) == report == wanted
+    assert "4 val images of digits" in capsys.readouterr().out
+    monkeypatch.setattr(evaluate, "load", data.load)
+    other = dataclasses.replace(options, data=photographs(tmp_path))
+    with pytest.raises(DataError, match=r"has the classes .*; the run learned 0, 1"):
+        evaluate.report_on(other)
 
 
 def test_an_exported_detector_needs_no_code_of_it(trained, tmp_path):

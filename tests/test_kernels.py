@@ -241,14 +241,14 @@ def test_a_named_kernel_says_why_it_does_not_run(platform):
 
 def test_the_detector_trains_with_kernels():
     dataset, config = tiny()
-    model, optimizer = state.create(config, dataset.classes)
+    parts = state.create(config, dataset.classes)
     batch = data.Batches(dataset, config.image_size, config.batch_size, 0)(0)
-    graph, variables = nnx.split((model, optimizer))
+    graph, variables = nnx.split(parts)
 
     def step(variables, batch):
-        model, optimizer = nnx.merge(graph, variables)
-        losses = train.train_step(model, optimizer, batch, config.box_loss)
-        return losses, nnx.state((model, optimizer))
+        parts = nnx.merge(graph, variables)
+        losses = train.train_step(parts, batch, config.box_loss)
+        return losses, nnx.state(parts)
 
     traced = jax.jit(step).trace(variables, batch)
     for platform in NAMES:

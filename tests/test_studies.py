@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from examples import loss_study, page, regression_study
-from examples.detector import data, evaluate
+from examples.detector import data, precision
 from examples.detector.config import LOSSES, Config
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -182,7 +182,7 @@ def test_average_precision_by_area():
         area = (record.boxes[:, 2:] - record.boxes[:, :2]).prod(1)
         kept = area > limits["large"][0]  # only the large ones are found
         found.append((record.boxes[kept], record.labels[kept], np.ones(kept.sum())))
-    report = evaluate.average_precision(records, found, dataset.classes, limits)
+    report = precision.average_precision(records, found, dataset.classes, limits)
     assert report["sizes"] == {"small": 0, "medium": 0, "large": 1}
     assert 0 < report["AP"] < 1
 

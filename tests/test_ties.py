@@ -1,4 +1,4 @@
-"""Every tie of a small integer grid: all boxes as anchors, all pairs of them as targets.
+"""Every tie of a small integer grid: all boxes as anchors, all pairs as targets.
 
 Random boxes never tie. On a grid, overlaps, distances and costs are equal all the time,
 and equal fractions of small integers are equal floats.
@@ -98,7 +98,7 @@ def test_assigners_of_predictions(name, topk):
 
 
 def test_match_one_to_one():
-    """All costs of three by two of 0, 1 or no pair: the most pairs, then the cheapest."""
+    """All costs of 0, 1 or no pair: the most pairs, and the cheapest of those."""
     costs = np.array(list(itertools.product([0.0, 1.0, np.inf], repeat=6)), "f4")
     costs = costs.reshape(-1, 3, 2)
     choices = [

@@ -12,8 +12,8 @@ import tyro
 from .command import command
 from .config import Config
 from .data import load, typical_size
-from .evaluate import check, evaluate, table
 from .pictures import draw_curves, draw_predictions
+from .precision import check, evaluate, table
 from .records import DataError
 from .state import checkpoints
 from .train import train

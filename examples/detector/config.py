@@ -10,6 +10,8 @@ import optax
 
 import jaxiou
 
+from .assign import ASSIGNERS
+
 
 def smooth_l1(boxes, targets, *, where):
     """A loss without overlap: of the offsets of boxes from their targets."""
@@ -29,6 +31,8 @@ LOSSES = {
     "nwd": functools.partial(jaxiou.box_loss, measure=jaxiou.nwd(constant=32.0)),
     "smooth_l1": smooth_l1,
 }
+
+PRESETS = {"small": {"width": 64, "depth": 1}, "base": {"width": 128, "depth": 2}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +57,9 @@ class Config:
     box_weight: float = 1.0
     """What the loss of the boxes counts, where that of the classes counts 1."""
 
+    assigner: Literal[tuple(ASSIGNERS)] = "max_iou"
+    """Which anchors learn which target."""
+
     steps: int = 2800
     """How many training steps to take."""
 
@@ -69,17 +76,26 @@ class Config:
     weight_decay: float = 0.05
     """Decay of the weights, as AdamW means it."""
 
-    width: int = 64
-    """Channels of the feature pyramid; the backbone scales with it."""
+    average: float = 0.0
+    """Decay of a moving average of the weights, which is what detects; 0 for none."""
 
-    depth: int = 1
-    """Residual blocks in each stage of the backbone."""
+    preset: Literal[tuple(PRESETS)] = "small"
+    """`small` learns on a CPU, `base` wants a GPU: what width and depth are."""
+
+    width: int | None = None
+    """Channels of the feature pyramid, 64 or 128; the backbone scales with it."""
+
+    depth: int | None = None
+    """Residual blocks in each stage of the backbone, 1 or 2."""
 
     seed: int = 0
     """The same seed on the same machine repeats a run."""
 
     digit_images: int = 4000
     """How many training images to compose out of the handwritten digits."""
+
+    workers: int = 0
+    """Processes that prepare images; 0 for threads of this one."""
 
     evaluations: int = 4
     """How often to measure average precision on the validation images."""
@@ -112,14 +128,27 @@ class Config:
     """Which of them this one is."""
 
     def __post_init__(self):
-        if self.loss not in LOSSES:  # from a file: flags are checked before
-            raise ValueError(f"loss {self.loss}: there are {', '.join(LOSSES)}")
-        counts = "steps", "width", "depth", "digit_images", "evaluations"
-        for name in (*counts, "save_every", "accumulate"):
-            if getattr(self, name) < 1:
+        # From a file; flags are checked before.
+        names = {"loss": LOSSES, "assigner": ASSIGNERS, "preset": PRESETS}
+        for name, known in names.items():
+            if (chosen := getattr(self, name)) not in known:
+                raise ValueError(f"{name} {chosen}: there are {', '.join(known)}")
+        counts = "steps", "digit_images", "evaluations", "save_every", "accumulate"
+        numbers = {name: getattr(self, name) for name in counts} | self.network
+        for name, number in numbers.items():
+            if number < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
-        if self.width % 32:
+        if self.network["width"] % 32:
             raise ValueError("--width must be a multiple of 32")
+        if not 0 <= self.average < 1:
+            raise ValueError("--average must be at least 0 and below 1")
+
+    @property
+    def network(self):
+        """Width and depth: as given, else as the preset says."""
+        given = {"width": self.width, "depth": self.depth}
+        chosen = {name: x for name, x in given.items() if x is not None}
+        return PRESETS[self.preset] | chosen
 
     @property
     def box_loss(self):

@@ -1,9 +1,8 @@
 """From records to the arrays of a training step: loading, fitting, varying, padding."""
 
-import concurrent.futures
-import functools
-
+import grain
 import numpy as np
+from absl import flags
 from PIL import Image
 
 from .digits import SIZE, digits
@@ -125,57 +124,51 @@ class Batches:
     """
 
     def __init__(self, dataset, size, batch_size, seed, share=(0, 1)):
-        self.dataset, self.size = dataset, size
-        self.batch_size, self.seed, self.share = batch_size, seed, share
+        self.dataset, self.size, self.seed, self.kept = dataset, size, seed, {}
         self.padding = dataset.most_boxes()
-        self.fitted = functools.lru_cache(CACHE_BYTES // (3 * size[0] * size[1]))(
-            lambda index: fit(read_image(dataset.train[index]), size)
-        )
+        # Every epoch is a fresh permutation; each draw has a generator of its own.
+        draws = grain.MapDataset.range(len(dataset.train)).seed(seed).shuffle()
+        process, count = share
+        own = draws.repeat().random_map(self.example)[process::count]
+        self.steps = own.batch(batch_size // count)
 
     def __call__(self, step):
         """The batch of one step."""
-        process, count = self.share
-        own = self.batch_size // count
-        shape = (own, self.padding)
-        batch = {
-            "images": np.zeros((own, *self.size, 3), np.uint8),
-            "boxes": np.zeros((*shape, 4), np.float32),
-            "labels": np.zeros(shape, np.int32),
-            "where": np.zeros(shape, bool),
-            "ignore": np.zeros(shape, bool),
+        return self.steps[step]
+
+    def run(self, first, last, workers=0):
+        """Yields the batches of steps, prepared by threads or `workers` processes."""
+        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+        batches = self.steps[first:last].to_iter_dataset(options)
+        if workers:
+            flags.FLAGS.mark_as_parsed()  # Grain asks for its own; tyro reads ours
+            processes = grain.MultiprocessingOptions(num_workers=workers)
+            batches = batches.mp_prefetch(processes)
+        return iter(batches)
+
+    def example(self, index, rng):
+        """A variation of one image with all of its boxes."""
+        record, (image, factors) = self.dataset.train[index], self.fitted(index)
+        boxes, flips = record.boxes * np.tile(factors, 2), self.dataset.photographs
+        image, boxes, ignore = vary(image, boxes, record.ignore, rng, flips=flips)
+
+        def padded(values, dtype):
+            missing = [(0, self.padding - len(values)), *[(0, 0)] * (values.ndim - 1)]
+            return np.pad(values, missing).astype(dtype)
+
+        return {
+            "images": image,
+            "boxes": padded(boxes, np.float32),
+            "labels": padded(record.labels, np.int32),
+            "where": padded(np.ones(len(boxes), bool), bool),
+            "ignore": padded(ignore, bool),
         }
-        for row in range(own):
-            draw = step * self.batch_size + process * own + row
-            record, (image, factors) = self._draw(draw)
-            boxes, ignore = record.boxes * np.tile(factors, 2), record.ignore
-            rng = np.random.default_rng((self.seed, 1, draw))
-            flips = self.dataset.photographs
-            image, boxes, ignore = vary(image, boxes, ignore, rng, flips=flips)
-            filled = np.s_[row, : len(boxes)]
-            batch["images"][row] = image
-            batch["boxes"][filled], batch["labels"][filled] = boxes, record.labels
-            batch["where"][filled], batch["ignore"][filled] = True, ignore
-        return batch
 
-    def _draw(self, draw):
-        """The record drawn as number `draw`: every epoch is a fresh permutation."""
-        epoch, place = divmod(draw, len(self.dataset.train))
-        index = int(self._order(epoch)[place])
-        return self.dataset.train[index], self.fitted(index)
-
-    @functools.lru_cache(2)  # noqa: B019
-    def _order(self, epoch):
-        rng = np.random.default_rng((self.seed, 0, epoch))
-        return rng.permutation(len(self.dataset.train))
-
-    def run(self, steps):
-        """Yields the batches of `steps`, each prepared while the one before is used."""
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            pending = None
-            for step in steps:
-                following = pool.submit(self, step)
-                if pending:
-                    yield pending.result()
-                pending = following
-            if pending:
-                yield pending.result()
+    def fitted(self, index):
+        """An image in the size of the network; as many as memory holds stay there."""
+        if index in self.kept:
+            return self.kept[index]
+        pair = fit(read_image(self.dataset.train[index]), self.size)
+        if (len(self.kept) + 1) * pair[0].nbytes <= CACHE_BYTES:
+            self.kept[index] = pair
+        return pair

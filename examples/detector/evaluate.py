@@ -1,168 +1,58 @@
-"""Average precision on the images of a split, as COCO defines it."""
+"""Evaluates a trained detector: `python -m examples.detector.evaluate --help`."""
 
-import functools
+import dataclasses
+import json
+from pathlib import Path
+from typing import Literal
 
-import jax
-import numpy as np
-from faster_coco_eval import COCO, COCOeval_faster
-from flax import nnx
+import tyro
 
-import jaxiou
-
-from .data import fit
-from .images import read_image
-from .model import detect
-
-BATCH = 16
+from .command import command
+from .data import load
+from .precision import check, evaluate, table
+from .records import DataError
+from .state import restore
 
 
-def find(model, records, size):
-    """The detections in each record, in pixels of its own image.
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Average precision of the detector of a run, on its data or on other images."""
 
-    Yields `(boxes, labels, scores)` per record.
-    """
-    if jax.process_count() > 1:
-        # The weights are the same everywhere: this process asks nobody else.
-        graph, state = nnx.split(model)
-        model = nnx.merge(graph, jax.device_get(state))
-    for start in range(0, len(records), BATCH):
-        chunk = records[start : start + BATCH]
-        images, factors = zip(*(fit(read_image(r), size) for r in chunk), strict=True)
-        images = np.stack(images)
-        # The last batch is filled up, so that one compilation serves all of them.
-        missing = ((0, BATCH - len(chunk)), (0, 0), (0, 0), (0, 0))
-        results = jax.device_get(detect(model, np.pad(images, missing)))
-        for row, factor in enumerate(factors):
-            boxes, labels, scores, valid = (result[row] for result in results)
-            boxes = boxes[valid] / np.tile(factor, 2)
-            yield boxes, labels[valid], scores[valid]
+    run: tyro.conf.Positional[Path]
+    """The folder of a run."""
+
+    data: str | None = None
+    """`digits`, `coco:...` or `voc:...`, of the same classes; by default the run's."""
+
+    split: Literal["train", "val", "test"] = "test"
+    """Which images."""
+
+    skip_faulty: bool = False
+    """Leave out images and annotations that cannot be read, instead of stopping."""
 
 
-def average_precision(records, found, classes, areas=None):
-    """Average precision of the detections `found`, one `(boxes, labels, scores)` each.
-
-    Returns a dictionary: `AP` averages over IoU thresholds from 0.5 to 0.95, `AP50`
-    takes 0.5 alone; `classes` holds both for each class. A class that no image shows
-    has none. Detections on boxes to ignore count neither for nor against. `areas`, as
-    in `{"small": (0, 1024)}`, adds `sizes`, the `AP` of boxes with these areas.
-    """
-    areas = {"all": (0, 1e10), **(areas or {})}
-    arrays = _padded(found), _padded([(r.boxes, r.labels, r.ignore) for r in records])
-    result = jax.device_get(_precision(*arrays, len(classes), tuple(areas.values())))
-    # By threshold, area and class; a class without boxes has no precision.
-    precision = np.where(result.targets, result.per_class, np.nan)
-    report = {
-        "AP": _mean(precision[:, 0]),
-        "AP50": _mean(precision[0, 0]),
-        "AP75": _mean(precision[5, 0]),
-        "classes": {
-            name: {"AP": _mean(precision[:, 0, k]), "AP50": _mean(precision[0, 0, k])}
-            for k, name in enumerate(classes)
-        },
-    }
-    if len(areas) > 1:
-        sizes = {name: _mean(precision[:, k]) for k, name in enumerate(areas)}
-        report["sizes"] = {k: v for k, v in sizes.items() if k != "all"}
+def report_on(options):
+    """Prints the table; returns the report, which is in `{split}.json` of the run."""
+    model, config, classes = restore(options.run)
+    chosen = dataclasses.replace(config, data=options.data or config.data)
+    dataset = load(chosen, options.skip_faulty)
+    if dataset.classes != classes:
+        raise DataError(
+            f"--data {chosen.data} has the classes {', '.join(dataset.classes)}; the "
+            f"run learned {', '.join(classes)}"
+        )
+    for note in dataset.notes:
+        print(note)
+    records = getattr(dataset, options.split)
+    report, found = evaluate(model, records, classes, config.image_size)
+    check(report, records, found, classes)
+    print(table(report))
+    print(f"{len(records)} {options.split} images of {chosen.data}")
+    path = options.run / f"{options.split}.json"
+    path.write_text(json.dumps(report, indent=2) + "\n")
     return report
 
 
-def _padded(rows):
-    """Triples of boxes, labels and something per box as arrays, and which are real."""
-    # Powers of two: few sizes, few compilations.
-    most = 1 << max(2, max((len(row[0]) - 1 for row in rows), default=0).bit_length())
-    boxes, labels = (
-        np.zeros((len(rows), most, 4), "f4"),
-        np.zeros((len(rows), most), int),
-    )
-    other, real = np.zeros((len(rows), most), "f4"), np.zeros((len(rows), most), bool)
-    for k, row in enumerate(rows):
-        for array, values in zip((boxes, labels, other), row, strict=True):
-            array[k, : len(values)] = values
-        real[k, : len(row[0])] = True
-    return boxes, labels, other, real
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _precision(found, truth, classes, areas):
-    boxes, labels, scores, where = found
-    targets, target_labels, ignore, where_targets = truth
-    return jaxiou.average_precision(
-        boxes,
-        scores,
-        labels,
-        targets,
-        target_labels,
-        classes=classes,
-        where=where,
-        where_targets=where_targets,
-        crowd=ignore > 0,
-        area_ranges=areas,
-        max_detections=(100,),
-    )
-
-
-def _mean(precision):
-    """The mean over what is defined, or None where nothing is."""
-    defined = precision[~np.isnan(precision)]
-    return round(float(defined.mean()), 4) if defined.size else None
-
-
-def by_coco(records, found, classes):
-    """The `AP` and `AP50` of the same detections by the code of the COCO challenge."""
-    truth, answers = [], []
-    for image, (record, (boxes, labels, scores)) in enumerate(
-        zip(records, found, strict=True), 1
-    ):
-        for box, label, ignore in zip(
-            record.boxes, record.labels, record.ignore, strict=True
-        ):
-            truth.append(_entry(image, box, label) | {"iscrowd": int(ignore)})
-        for box, label, score in zip(boxes, labels, scores, strict=True):
-            answers.append(_entry(image, box, label) | {"score": float(score)})
-    for number, entry in enumerate(truth, 1):
-        entry["id"] = number
-    images = [{"id": i} for i in range(1, len(records) + 1)]
-    categories = [{"id": k, "name": name} for k, name in enumerate(classes, 1)]
-    coco = COCO({"images": images, "categories": categories, "annotations": truth})
-    evaluation = COCOeval_faster(coco, coco.loadRes(answers), "bbox")
-    evaluation.evaluate()
-    evaluation.accumulate()
-    # By threshold, recall, class, area and number of detections; -1 is undefined.
-    precision = evaluation.eval["precision"][..., 0, -1]
-    precision = np.where(precision > -1, precision, np.nan)
-    return {"AP": _mean(precision), "AP50": _mean(precision[0])}
-
-
-def _entry(image, box, label):
-    """A box as COCO writes it."""
-    x1, y1, x2, y2 = map(float, box)
-    bbox = [x1, y1, x2 - x1, y2 - y1]
-    entry = {"image_id": image, "category_id": int(label) + 1, "bbox": bbox}
-    return entry | {"area": bbox[2] * bbox[3]}
-
-
-def check(report, records, found, classes):
-    """Compares a report with what the code of the COCO challenge says."""
-    for name, value in by_coco(records, found, classes).items():
-        ours = report[name]
-        if (ours is None) != (value is None) or abs((ours or 0) - (value or 0)) > 2e-4:
-            raise RuntimeError(f"{name} is {ours}, but {value} by COCO's own code")
-
-
-def evaluate(model, records, classes, size, areas=None):
-    """Average precision of a model on records, and what it found in each of them."""
-    found = list(find(model, records, size))
-    return average_precision(records, found, classes, areas), found
-
-
-def table(report, most=30):
-    """A report as lines of text, with a row per class where there are few of them."""
-    rows = [("all", report)]
-    if len(report["classes"]) <= most:
-        rows += report["classes"].items()
-    width = max(5, *(len(name) for name, _ in rows))
-    lines = [f"{'class':<{width}}      AP    AP50"]
-    for name, row in rows:
-        cells = ("-" if row[k] is None else f"{row[k]:.3f}" for k in ("AP", "AP50"))
-        lines.append(f"{name:<{width}}  " + "  ".join(f"{cell:>6}" for cell in cells))
-    return "\n".join(lines)
+if __name__ == "__main__":
+    prog = "python -m examples.detector.evaluate"
+    command(lambda: report_on(tyro.cli(Evaluate, prog=prog)))

@@ -1,6 +1,7 @@
 """Pictures on disk as people see them: turned as their cameras say, or refused."""
 
 import contextlib
+import os
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -8,6 +9,7 @@ from PIL import Image, ImageOps
 from .records import DataError
 
 _ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # of EXIF
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
 
 @contextlib.contextmanager
@@ -23,10 +25,26 @@ def opened(path):
 
 
 def image_size(path):
-    """The height and width of an image, read from its header."""
+    """The height and width of an image, read from its header.
+
+    A file that was cut off is found here, before anything is trained.
+    """
     with opened(path) as image:
         turned = image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
-        return image.size if turned else image.size[::-1]
+        size = image.size if turned else image.size[::-1]
+        # All of it is read only where the end is not what it should be.
+        if not _ends(path, _ENDS.get(image.format)):
+            image.load()
+        return size
+
+
+def _ends(path, end):
+    """Whether a file ends as its format wants; no format, no answer."""
+    if end is None or path.stat().st_size < len(end):
+        return False
+    with open(path, "rb") as file:
+        file.seek(-len(end), os.SEEK_END)
+        return file.read() == end
 
 
 def read_image(record):

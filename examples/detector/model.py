@@ -28,12 +28,23 @@ def strides_for(image_size):
     return [FINEST_STRIDE * 2**level for level in range(levels)]
 
 
-def anchors_for(image_size):
-    """The anchors of an image of this height and width, `(n, 4)`, level by level."""
+def cells_for(image_size):
+    """Rows and columns of the cells of each level."""
     height, width = image_size
     strides = strides_for(image_size)
+    return [(math.ceil(height / s), math.ceil(width / s)) for s in strides]
+
+
+def level_sizes(image_size):
+    """How many anchors each level has."""
+    return [PER_CELL * rows * columns for rows, columns in cells_for(image_size)]
+
+
+def anchors_for(image_size):
+    """The anchors of an image of this height and width, `(n, 4)`, level by level."""
+    strides = strides_for(image_size)
     return jaxiou.anchor_grid(
-        [(math.ceil(height / s), math.ceil(width / s)) for s in strides],
+        cells_for(image_size),
         strides,
         sizes=[ANCHOR_SIDE * stride for stride in strides],
         aspect_ratios=ANCHOR_RATIOS,

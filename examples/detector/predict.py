@@ -9,9 +9,9 @@ import numpy as np
 import tyro
 
 from .command import command
-from .evaluate import BATCH, find
 from .images import read_image
 from .pictures import draw
+from .precision import BATCH, find
 from .readers import SUFFIXES
 from .records import DataError, Record
 from .state import restore

@@ -23,12 +23,11 @@ def rates(config):
 
 
 def create(config, classes):
-    """A fresh model and its optimizer."""
+    """A fresh model, its optimizer, and what detects: the model, or its average."""
     model = Detector(
         len(classes),
         levels=len(strides_for(config.image_size)),
-        width=config.width,
-        depth=config.depth,
+        **config.network,
         dtype=jnp.bfloat16 if config.precision == "bfloat16" else None,
         remat=config.remat,
         rngs=nnx.Rngs(config.seed),
@@ -44,7 +43,8 @@ def create(config, classes):
     if config.accumulate > 1:
         steps = optax.MultiSteps(update, config.accumulate)
         update = steps.gradient_transformation()
-    return model, nnx.Optimizer(model, update, wrt=nnx.Param)
+    averaged = nnx.clone(model) if config.average else model
+    return model, nnx.Optimizer(model, update, wrt=nnx.Param), averaged
 
 
 def checkpoints(folder):
@@ -55,9 +55,9 @@ def checkpoints(folder):
     return ocp.CheckpointManager(folder.absolute() / "checkpoints", options=options)
 
 
-def save(manager, step, model, optimizer):
-    """Keeps the state after a step."""
-    state = nnx.state((model, optimizer))
+def save(manager, step, parts):
+    """Keeps the state after a step of what `create` made."""
+    state = nnx.state(parts)
     manager.save(step, args=ocp.args.StandardSave(state))
 
 
@@ -67,14 +67,14 @@ def clear(manager):
         manager.delete(step)
 
 
-def load(manager, model, optimizer):
-    """Puts the newest state into a model and its optimizer; returns its step."""
+def load(manager, parts):
+    """Puts the newest state into what `create` made; returns its step."""
     step = manager.latest_step()
     if step is None:
         raise DataError(f"{manager.directory}: there is no checkpoint")
-    state = nnx.state((model, optimizer))
+    state = nnx.state(parts)
     state = manager.restore(step, args=ocp.args.StandardRestore(state))
-    nnx.update((model, optimizer), state)
+    nnx.update(parts, state)
     return step
 
 
@@ -84,7 +84,7 @@ def restore(folder):
         config, classes = Config.load(folder / "config.json")
     except FileNotFoundError as error:
         raise DataError(f"{folder}: there is no run ({error})") from None
-    model, optimizer = create(config, classes)
+    parts = create(config, classes)
     with checkpoints(folder) as manager:
-        load(manager, model, optimizer)
-    return model, config, classes
+        load(manager, parts)
+    return parts[-1], config, classes

@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 import jaxiou
 
+from .assign import ASSIGNERS, max_iou
 from .data import Batches
-from .evaluate import evaluate
-from .model import anchors_for
+from .model import anchors_for, level_sizes
+from .precision import evaluate
 from .records import DataError
 from .state import checkpoints, clear, create, load, rates, save
 
@@ -26,39 +27,51 @@ class Diverged(RuntimeError):
     """The loss is no number any more; the message says what was kept."""
 
 
-def detection_loss(model, batch, box_loss, box_weight=1.0):
+def detection_loss(model, batch, box_loss, box_weight=1.0, assign=max_iou):
     """The loss of a batch and its two parts, per anchor that has a target.
 
     Every target is padding unless `where`; the shapes say nothing of how many there
     are, so one compilation serves them all.
     """
-    anchors = anchors_for(batch["images"].shape[1:3])
+    size = batch["images"].shape[1:3]
+    anchors = anchors_for(size)
     logits, deltas = model(batch["images"])
-    assignment = jaxiou.match_anchors(
-        anchors, batch["boxes"], where=batch["where"], ignore=batch["ignore"]
-    )
+    boxes = jaxiou.decode(deltas, anchors)
+    assignment = assign(anchors, level_sizes(size), logits, boxes, batch)
     labels = jaxiou.take_targets(batch["labels"], assignment, fill=-1)
     targets = jaxiou.take_targets(batch["boxes"], assignment, fill=0.0)
     positive, judged = assignment.indices >= 0, assignment.indices >= -1
-    count = jnp.maximum(positive.sum(), 1)
 
     wanted = jax.nn.one_hot(labels, logits.shape[-1])
-    class_losses = optax.sigmoid_focal_loss(logits, wanted, alpha=0.25, gamma=2.0)
+    if assignment.scores is None:
+        worth = positive.astype(jnp.float32)
+        class_losses = optax.sigmoid_focal_loss(logits, wanted, alpha=0.25, gamma=2.0)
+    else:  # soft scores: the quality focal loss (Li et al. 2020, arXiv:2006.04388)
+        worth = assignment.scores
+        wanted = wanted * worth[..., None]
+        away = jnp.abs(wanted - jax.nn.sigmoid(logits))
+        class_losses = away**2 * optax.sigmoid_binary_cross_entropy(logits, wanted)
+    count = jnp.maximum(worth.sum(), 1)
     class_loss = class_losses.sum(where=judged[..., None]) / count
-
-    boxes = jaxiou.decode(deltas, anchors)
-    box = box_loss(boxes, targets, where=positive).sum() / count
+    box = (box_loss(boxes, targets, where=positive) * worth).sum() / count
     parts = {"class_loss": class_loss, "box_loss": box}
     return class_loss + box_weight * box, parts
 
 
-@nnx.jit(static_argnames="box_loss")
-def train_step(model, optimizer, batch, box_loss, box_weight=1.0):
-    """Updates the model and returns the losses."""
+@nnx.jit(static_argnames=("box_loss", "assign", "decay"))
+def train_step(parts, batch, box_loss, box_weight=1.0, assign=max_iou, decay=0.0):
+    """Updates what `create` made and returns the losses."""
+    model, optimizer, averaged = parts
     gradient = nnx.value_and_grad(detection_loss, has_aux=True)
-    (loss, parts), gradients = gradient(model, batch, box_loss, box_weight)
+    (loss, shares), gradients = gradient(model, batch, box_loss, box_weight, assign)
     optimizer.update(model, gradients)
-    return {"loss": loss, **parts}
+    if decay:
+        new, old = nnx.state(model, nnx.Param), nnx.state(averaged, nnx.Param)
+        # Early weights are forgotten sooner.
+        step = optimizer.step.get_value()
+        rate = jnp.maximum(1 - decay, 9 / (10 + step))
+        nnx.update(averaged, optax.incremental_update(new, old, rate))
+    return {"loss": loss, **shares}
 
 
 def sharing(config):
@@ -97,25 +110,27 @@ def train(config, dataset, log):
     `config` has its `batch_size` and `image_size`; `log` takes each line of metrics, a
     dictionary. With `config.resume` it goes on after the last checkpoint.
     """
-    model, optimizer = create(config, dataset.classes)
+    parts = create(config, dataset.classes)
     size, spread = config.image_size, sharing(config)
     share = jax.process_index(), jax.process_count()
     batches = Batches(dataset, size, config.batch_size, config.seed, share)
+    assign = ASSIGNERS[config.assigner]
+    chosen = config.box_loss, config.box_weight, assign, config.average
     rate_of, began = rates(config), time.perf_counter()
     marks = {
         config.steps * i // config.evaluations for i in range(1, config.evaluations)
     }
     with checkpoints(config.out) as manager:
         if spread:
-            state = jax.device_get(nnx.state((model, optimizer)))
-            nnx.update((model, optimizer), jax.device_put(state, spread[1]))
+            state = jax.device_get(nnx.state(parts))
+            nnx.update(parts, jax.device_put(state, spread[1]))
         if config.resume:
-            first = load(manager, model, optimizer)
+            first = load(manager, parts)
         else:
             first = 0
             clear(manager)
         bar = tqdm(
-            batches.run(range(first, config.steps)),
+            batches.run(first, config.steps, config.workers),
             initial=first,
             total=config.steps,
             unit="step",
@@ -126,9 +141,7 @@ def train(config, dataset, log):
             arrays = batch
             if spread:
                 arrays = jax.make_array_from_process_local_data(spread[0], batch)
-            losses = train_step(
-                model, optimizer, arrays, config.box_loss, config.box_weight
-            )
+            losses = train_step(parts, arrays, *chosen)
             # One step late, so that the next one is prepared while this one runs.
             if before:
                 check(config, *before)
@@ -141,9 +154,9 @@ def train(config, dataset, log):
                 log({"step": step, **losses, "learning_rate": rate, "seconds": seconds})
             if step % config.save_every == 0 or step == config.steps:
                 check(config, *before)
-                save(manager, step, model, optimizer)
+                save(manager, step, parts)
             if step in marks and jax.process_index() == 0:
-                report, _ = evaluate(model, dataset.val, dataset.classes, size)
+                report, _ = evaluate(parts[-1], dataset.val, dataset.classes, size)
                 log({"step": step, "split": "val", **report})
                 bar.set_description(f"AP50 {report['AP50'] or 0:.3f}")
-    return model
+    return parts[-1]
