@@ -5,6 +5,7 @@ several weights of the box loss, with several seeds each. Runs of one seed start
 the same weights and see the same batches, so losses are compared within a seed.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -89,14 +90,14 @@ def areas(dataset):
     return dict(zip(SIZES, limits, strict=True))
 
 
-def one(config, dataset, limits):
-    """Trains one detector; returns what the test images say."""
+def one(config, dataset, limits, split="test"):
+    """Trains one detector; returns what the images of a split say."""
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         config = dataclasses.replace(config, out=Path(folder))
         model = train(config, dataset, lambda line: None)
     classes, size = dataset.classes, config.image_size
-    report, _ = evaluate(model, dataset.test, classes, size, limits)
+    report, _ = evaluate(model, getattr(dataset, split), classes, size, limits)
     seconds = round(time.perf_counter() - began, 1)
     return {**{key: report[key] for key in (*METRICS, "sizes")}, "seconds": seconds}
 
@@ -109,8 +110,8 @@ def save(runs, path):
     path.with_suffix(".new").replace(path)
 
 
-def run(study, base=Config()):  # noqa: B008, it is frozen
-    """Makes the runs that are missing; returns all. `base` has what does not vary."""
+def prepared(study, base):
+    """What does not vary, the data, their name, and the arguments that say so."""
     base = dataclasses.replace(base, data=study.data, evaluations=1, devices=1)
     dataset = load(base)
     photographs = dataset.photographs
@@ -120,7 +121,6 @@ def run(study, base=Config()):  # noqa: B008, it is frozen
         batch_size=base.batch_size or (8 if photographs else 16),
         image_size=study.image_size or base.image_size or typical_size(dataset),
     )
-    limits = areas(dataset)
     kind, _, rest = study.data.partition(":")
     stem = name = Path(rest.partition(":")[0]).stem or kind
     typed = [] if kind == "digits" else ["--data", f"{kind}:{stem}"]
@@ -128,19 +128,35 @@ def run(study, base=Config()):  # noqa: B008, it is frozen
     if study.image_size:
         name = f"{stem}-{'x'.join(map(str, study.image_size))}"
         typed += ["--image-size", *study.image_size]
-    path = study.out / "runs.json"
-    runs, wanted = read(path) or [], settings(study)
-    for number, (loss, weight, seed) in enumerate(wanted, 1):
-        key = dict(data=name, steps=base.steps, loss=loss, weight=weight, seed=seed)
+    return base, dataset, name, typed
+
+
+def complete(path, wanted, dataset, origin, split="test"):
+    """Makes the runs that are missing; returns all.
+
+    `wanted` are pairs of what a run is known by and its configuration.
+    """
+    limits, runs = areas(dataset), read(path) or []
+    for number, (key, config) in enumerate(wanted, 1):
         if any(key.items() <= made.items() for made in runs):
             continue
         print(f"{number} of {len(wanted)}:", *(f"{k} {v}" for k, v in key.items()))
-        config = dataclasses.replace(base, loss=loss, box_weight=weight, seed=seed)
-        row = one(config, dataset, limits)
-        origin = {**head("examples.loss_study", typed), "areas": limits}
-        runs.append({**key, **row, "head": origin})
+        row = one(config, dataset, limits, split)
+        runs.append({**key, **row, "head": {**head(*origin), "areas": limits}})
         save(runs, path)
     return runs
+
+
+def run(study, base=Config()):  # noqa: B008, it is frozen
+    """Makes the runs that are missing; returns all. `base` has what does not vary."""
+    base, dataset, name, typed = prepared(study, base)
+    wanted = []
+    for loss, weight, seed in settings(study):
+        key = dict(data=name, steps=base.steps, loss=loss, weight=weight, seed=seed)
+        chosen = dict(loss=loss, box_weight=weight, seed=seed)
+        wanted.append((key, dataclasses.replace(base, **chosen)))
+    origin = "examples.loss_study", typed
+    return complete(study.out / "runs.json", wanted, dataset, origin)
 
 
 def paired(values, reference):
@@ -245,6 +261,17 @@ def panels(group):
     }
 
 
+@contextlib.contextmanager
+def compiled_once():
+    """Runs that differ in their seed share programs; bad data are one line."""
+    with tempfile.TemporaryDirectory() as cache:
+        jax.config.update("jax_compilation_cache_dir", cache)
+        try:
+            yield
+        except DataError as error:
+            raise SystemExit(f"error: {error}") from None
+
+
 def main():
     study = tyro.cli(Study, prog="python -m examples.loss_study")
     asked = {*study.losses.split(","), study.weighted} - {""}
@@ -255,13 +282,8 @@ def main():
     if study.tables:
         fill(tables(read(study.out / "runs.json")))
         return
-    # Seeds and weights share their programs: each loss is compiled once.
-    with tempfile.TemporaryDirectory() as cache:
-        jax.config.update("jax_compilation_cache_dir", cache)
-        try:
-            runs = run(study)
-        except DataError as error:
-            raise SystemExit(f"error: {error}") from None
+    with compiled_once():
+        runs = run(study)
     for (name, steps), group in groups(runs).items():
         draw_runs(study.out / f"{name}-{steps}.png", "AP75", panels(group))
     print("\n\n".join(tables(runs).values()))

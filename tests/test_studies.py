@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from examples import loss_study, page, regression_study
+from examples import ablation, loss_study, page, regression_study
 from examples.detector import data, precision
 from examples.detector.config import LOSSES, Config
 
@@ -169,6 +169,38 @@ def test_the_page_holds_what_was_measured(tmp_path):
     assert copy.read_text() == page.PAGE.read_text()
     for name in re.findall(r"!\[.*?\]\((.*?)\)", copy.read_text()):
         assert (docs / name).exists()
+
+
+def test_an_ablation_changes_one_choice_at_a_time(tmp_path, monkeypatch):
+    asked = []
+
+    def quick(config, dataset, limits, split):
+        asked.append((config, split))
+        scores = dict.fromkeys(loss_study.METRICS, 0.5 + config.seed / 10)
+        return {**scores, "sizes": dict.fromkeys(loss_study.SIZES), "seconds": 1.0}
+
+    monkeypatch.setattr(loss_study, "one", quick)
+    base = Config(digit_images=2)
+    study = ablation.Ablation(steps=2, out=tmp_path)
+    runs = ablation.run(study, base)
+    assert len(ablation.run(study, base)) == len(asked) == len(runs) == 10
+    assert {split for _, split in asked} == {"val"}
+    for seed in (0, 1):
+        defaults, *others = (c for c, _ in asked if c.seed == seed)
+        for other in others:
+            changed = vars(other).items() - vars(defaults).items()
+            assert len(changed) == 1
+    text = ablation.tables(runs)["ablation"]
+    assert "| `defaults` | 0.550 ± 0.071 |" in text
+    assert "| `--no-augment` |" in text and "+0.000 ± 0.000, no difference |" in text
+
+
+def test_the_page_of_the_detector_holds_what_was_measured(tmp_path):
+    copy = tmp_path / "page.md"
+    copy.write_text(ablation.PAGE.read_text())
+    made = page.read(ablation.PAGE.parent / "detector" / "ablation.json")
+    page.fill(ablation.tables(made), copy)
+    assert copy.read_text() == ablation.PAGE.read_text()
 
 
 def test_average_precision_by_area():

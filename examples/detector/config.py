@@ -94,6 +94,9 @@ class Config:
     digit_images: int = 4000
     """How many training images to compose out of the handwritten digits."""
 
+    augment: bool = True
+    """Vary images at random: mirrored (photographs), zoomed, moved, relit."""
+
     workers: int = 0
     """Processes that prepare images; 0 for threads of this one."""
 

@@ -123,9 +123,9 @@ class Batches:
     several processes each makes an equal `share`, `(its number, their count)`.
     """
 
-    def __init__(self, dataset, size, batch_size, seed, share=(0, 1)):
+    def __init__(self, dataset, size, batch_size, seed, share=(0, 1), augment=True):
         self.dataset, self.size, self.seed, self.kept = dataset, size, seed, {}
-        self.padding = dataset.most_boxes()
+        self.padding, self.augment = dataset.most_boxes(), augment
         # Every epoch is a fresh permutation; each draw has a generator of its own.
         draws = grain.MapDataset.range(len(dataset.train)).seed(seed).shuffle()
         process, count = share
@@ -147,10 +147,12 @@ class Batches:
         return iter(batches)
 
     def example(self, index, rng):
-        """A variation of one image with all of its boxes."""
+        """One image with all of its boxes, varied unless told otherwise."""
         record, (image, factors) = self.dataset.train[index], self.fitted(index)
-        boxes, flips = record.boxes * np.tile(factors, 2), self.dataset.photographs
-        image, boxes, ignore = vary(image, boxes, record.ignore, rng, flips=flips)
+        boxes, ignore = record.boxes * np.tile(factors, 2), record.ignore
+        if self.augment:
+            flips = self.dataset.photographs
+            image, boxes, ignore = vary(image, boxes, ignore, rng, flips=flips)
 
         def padded(values, dtype):
             missing = [(0, self.padding - len(values)), *[(0, 0)] * (values.ndim - 1)]

@@ -113,7 +113,8 @@ def train(config, dataset, log):
     parts = create(config, dataset.classes)
     size, spread = config.image_size, sharing(config)
     share = jax.process_index(), jax.process_count()
-    batches = Batches(dataset, size, config.batch_size, config.seed, share)
+    drawn = config.batch_size, config.seed, share, config.augment
+    batches = Batches(dataset, size, *drawn)
     assign = ASSIGNERS[config.assigner]
     chosen = config.box_loss, config.box_weight, assign, config.average
     rate_of, began = rates(config), time.perf_counter()
