@@ -1,8 +1,8 @@
 """What carries the detector: `python -m examples.ablation --help`.
 
 Trains `examples/detector` with one choice changed at a time, with several seeds. Runs
-of one seed start from the same weights and draw the same images, so choices are compared
-within a seed, and by the validation images: the test images choose nothing.
+of one seed start from the same weights and draw the same images, so choices are
+compared within a seed, and by the validation images: the test images choose nothing.
 """
 
 import dataclasses

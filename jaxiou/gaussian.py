@@ -277,8 +277,8 @@ def probiou(a: Planes, b: Planes) -> Array:
     Reference:
         J. M. Llerena, L. F. Zeni, L. N. Kristen, C. Jung, "Gaussian Bounding Boxes and
         Probabilistic Intersection-over-Union for Object Detection", 2021,
-        arXiv:2106.06072. ultralytics adds 1e-7 under the root, which makes it 0.9997
-        for identical boxes, and clamps B at 100: far ones get no gradient.
+        arXiv:2106.06072. ultralytics clamps B to [1e-7, 100] and adds 1e-7 under the
+        root: identical boxes have 0.99955, and far ones get no gradient.
     """
     distance = bhattacharyya(flattened(a, b), variance=1 / 3)
     apart = root(-jnp.expm1(-distance))

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from examples import ablation, loss_study, page, regression_study
+from examples import ablation, loss_study, page, regression_study, throughput
 from examples.detector import data, precision
 from examples.detector.config import LOSSES, Config
 
@@ -198,9 +198,19 @@ def test_an_ablation_changes_one_choice_at_a_time(tmp_path, monkeypatch):
 def test_the_page_of_the_detector_holds_what_was_measured(tmp_path):
     copy = tmp_path / "page.md"
     copy.write_text(ablation.PAGE.read_text())
-    made = page.read(ablation.PAGE.parent / "detector" / "ablation.json")
-    page.fill(ablation.tables(made), copy)
+    for study, name in ((ablation, "ablation"), (throughput, "throughput")):
+        made = page.read(ablation.PAGE.parent / "detector" / f"{name}.json")
+        page.fill(study.tables(made), copy)
     assert copy.read_text() == ablation.PAGE.read_text()
+
+
+def test_throughput_of_every_number_of_devices(tmp_path, monkeypatch):
+    monkeypatch.setattr(throughput, "measure", lambda config, *_: 2 / config.devices)
+    rows = throughput.run(throughput.Throughput())
+    assert [row["devices"] for row in rows] == 2 * [1, 2, 4, 8]
+    assert [row["images_per_second"] for row in rows[:4]] == [8, 16, 32, 64]
+    text = throughput.tables(rows)["throughput"]
+    assert "| float32 | 8.0 | 16.0 | 32.0 | 64.0 |" in text
 
 
 def test_average_precision_by_area():

@@ -92,6 +92,13 @@ def sharing(config):
     return NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
 
 
+def spread_over(spread, parts):
+    """Puts what `create` made on every device."""
+    if spread:
+        state = jax.device_get(nnx.state(parts))
+        nnx.update(parts, jax.device_put(state, spread[1]))
+
+
 def check(config, step, batch, loss):
     """Stops where the loss is no number, and keeps the batch that made it so."""
     if np.isfinite(loss):
@@ -122,9 +129,7 @@ def train(config, dataset, log):
         config.steps * i // config.evaluations for i in range(1, config.evaluations)
     }
     with checkpoints(config.out) as manager:
-        if spread:
-            state = jax.device_get(nnx.state(parts))
-            nnx.update(parts, jax.device_put(state, spread[1]))
+        spread_over(spread, parts)
         if config.resume:
             first = load(manager, parts)
         else:
