@@ -91,7 +91,7 @@ def ours(job, inputs):
             return compiled(value_and_gradient(loss), *inputs)
         case "nms", _:
             nms = functools.partial(jaxiou.nms, threshold=THRESHOLD, max_outputs=job.n)
-            return compiled(lambda *x: nms(*x).indices, *inputs)
+            return compiled(lambda *x: numbered(nms(*x).indices), *inputs)
         case "rescoring", case:
             function = getattr(jaxiou, f"{case}_nms")
             slots = min(job.n, CHOSEN) if case == "soft" else job.n
@@ -105,6 +105,13 @@ def ours(job, inputs):
             matrix = functools.partial(jaxiou.pairwise, measure=jaxiou.rotated_iou)
             return compiled(pullback(matrix) if case == "vjp" else matrix, *inputs)
     raise Skip
+
+
+def numbered(indices):
+    """Boxes of several images counted through."""
+    images, n = indices.shape
+    start = n * jnp.arange(images, dtype=indices.dtype)[:, None]
+    return jnp.where(indices >= 0, indices + start, -1).ravel()
 
 
 def precision(boxes, scores, labels, targets, target_labels, real, crowd):
@@ -143,7 +150,7 @@ def naive(job, inputs):
             return compiled(value_and_gradient(getattr(plain_masks, name)), *inputs)
         case "nms", _:
             refuse_large(job)
-            return compiled(_greedy, *inputs)
+            return compiled(lambda *x: numbered(jax.vmap(_greedy)(*x)), *inputs)
         case "rescoring", "soft":
             return compiled(_soft, *inputs)
         case "rescoring", _:

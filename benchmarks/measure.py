@@ -14,7 +14,7 @@ import jaxiou
 from . import plain
 from .in_jax import IMPLEMENTATIONS
 from .peers import PEERS, version
-from .timing import Skip, first_look, interleaved
+from .timing import Skip, first_look, interleaved, to_numpy
 from .workloads import jobs
 
 # Rounding in another order; the eps of other libraries on boxes of pixels.
@@ -63,10 +63,6 @@ def check(job, inputs, calls, notes):
 
 def flat(result):
     return list(result) if isinstance(result, tuple | list) else [result]
-
-
-def to_numpy(array):
-    return np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
 
 
 def disagreement(job, inputs, ours, theirs):

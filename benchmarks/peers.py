@@ -15,7 +15,7 @@ import jaxiou
 
 from . import plain, plain_assigners, plain_masks
 from .in_jax import CHOSEN, LARGE, THRESHOLD, plain_assigner, refuse_large
-from .timing import Call, Skip
+from .timing import Call, Skip, to_numpy
 from .workloads import CLASSES
 
 
@@ -43,7 +43,7 @@ def with_numpy(job, inputs):
 
             return Call(lambda: stacked(best(*x) for x in zip(*inputs, strict=True)))
         case "nms", _:
-            return Call(lambda: numpy_nms(*inputs))
+            return Call(lambda: every(numpy_nms, *inputs), read=numbered)
         case "rescoring", "soft":
             return Call(lambda: numpy_soft_nms(*inputs))
     raise Skip
@@ -51,6 +51,19 @@ def with_numpy(job, inputs):
 
 def stacked(results):
     return [np.stack(x) for x in zip(*results, strict=True)]
+
+
+def every(function, boxes, scores):
+    """Image by image, as these libraries have it."""
+    return [function(*image) for image in zip(boxes, scores, strict=True)], len(
+        scores[0]
+    )
+
+
+def numbered(result):
+    """Kept boxes of several images counted through."""
+    kept, n = result
+    return np.concatenate([to_numpy(x) + k * n for k, x in enumerate(kept)])
 
 
 def numpy_nms(boxes, scores):
@@ -158,7 +171,8 @@ def with_torchvision(job, inputs):
             total = lambda a, b: loss(a, b, reduction="sum")  # noqa: E731
             return timed(lambda: autograd(torch, total, *tensors))
         case "nms", _:
-            return timed(lambda: ops.nms(*tensors, THRESHOLD))
+            nms = functools.partial(ops.nms, iou_threshold=THRESHOLD)
+            return timed(lambda: every(nms, *tensors))._replace(read=numbered)
         case "rotated", "forward":
             for tensor in tensors:
                 tensor[:, 4] *= -180 / np.pi  # degrees, counter-clockwise
@@ -279,8 +293,9 @@ def with_powerboxes(job, inputs, nms="nms"):
             return Call(run, read=lambda distance: 1 - distance)
         case "nms", _:
             boxes, scores = inputs[0], inputs[1].astype(np.float64)
-            function = getattr(powerboxes, nms)
-            return Call(lambda: function(boxes, scores, THRESHOLD, -1.0))
+            one = getattr(powerboxes, nms)
+            function = lambda *image: one(*image, THRESHOLD, -1.0)  # noqa: E731
+            return Call(lambda: every(function, boxes, scores), read=numbered)
     raise Skip
 
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 
 class Skip(Exception):
     """Why an implementation does not take part; empty where it has no such function."""
@@ -88,3 +90,8 @@ def first_look(call):
         return once(call), None
     elapsed = once(call)
     return elapsed, max(0, kilobytes("VmHWM:") - before) * 1024
+
+
+def to_numpy(array):
+    """The numbers of an array of JAX, NumPy or torch, wherever they are."""
+    return np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)

@@ -86,7 +86,8 @@ class Job:
             case "masks":
                 return masks(rng, self.images, self.n, self.m)
             case "nms":
-                return candidates(rng, self.case, self.n)
+                sets = [candidates(rng, self.case, self.n) for _ in range(self.images)]
+                return tuple(map(np.stack, zip(*sets, strict=True)))
             case "rescoring":
                 return candidates(rng, "clusters", self.n)
             case "evaluation":
@@ -124,6 +125,7 @@ def jobs(only=FAMILIES, *, tiny=False, larger=False):
           for name in MASK_LOSSES for images, m in ((8, 1), (2, 19))),
         *(Job("nms", c, f"{n:,}", n) for c in ("random", "clusters")
           for n in (4_096, 16_384)),
+        Job("nms", "clusters", "1,024 × 32", 1_024, 1, 32),
         *(Job("rescoring", c, "4,096", 4_096) for c in ("soft", "matrix")),
         *(Job("assigners", c, "coco × 8", *WORKLOADS["coco"], 8) for c in ASSIGNERS),
         Job("evaluation", "average_precision", "500 × 100 × 20", 100, 20, 500),
