@@ -137,12 +137,13 @@ def complete(path, wanted, dataset, origin, split="test"):
     `wanted` are pairs of what a run is known by and its configuration.
     """
     limits, runs = areas(dataset), read(path) or []
+    made = {**head(*origin), "areas": limits}  # before the runs alter the tree
     for number, (key, config) in enumerate(wanted, 1):
-        if any(key.items() <= made.items() for made in runs):
+        if any(key.items() <= run.items() for run in runs):
             continue
         print(f"{number} of {len(wanted)}:", *(f"{k} {v}" for k, v in key.items()))
         row = one(config, dataset, limits, split)
-        runs.append({**key, **row, "head": {**head(*origin), "areas": limits}})
+        runs.append({**key, **row, "head": made})
         save(runs, path)
     return runs
 

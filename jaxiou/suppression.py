@@ -28,7 +28,7 @@ class Sizes(NamedTuple):
     rounds: int
 
 
-_CPU = Sizes(block=128, chunk=128, rounds=1)
+_CPU = Sizes(block=128, chunk=256, rounds=1)
 # An accelerator is asked in every round of a loop whether it goes on: few, large ones.
 _ACCELERATOR = Sizes(block=2048, chunk=8192, rounds=4)
 
@@ -320,10 +320,13 @@ def _greedy(
 def by_score(score: Array, takes_part: Array) -> Array:
     """Indices by falling score, lower index first at ties, the left out last."""
     index = jnp.arange(score.shape[0], dtype=jnp.int32)
-    # -x of the least integer is itself; ~x is -x - 1.
-    falling = ~score if jnp.issubdtype(score.dtype, jnp.integer) else -score
-    keys = (~takes_part, falling, index)
-    return jax.lax.sort(keys, num_keys=2, is_stable=True)[2]
+    keys: tuple[Array, ...]
+    if jnp.issubdtype(score.dtype, jnp.integer):
+        keys = ~takes_part, ~score  # -x of the least integer is itself; ~x is -x - 1
+    else:
+        # NaN comes last: one key is sorted in three quarters of the time of two.
+        keys = (jnp.where(takes_part, -score, jnp.nan),)
+    return jax.lax.sort((*keys, index), num_keys=len(keys), is_stable=True)[-1]
 
 
 def _solve(above: Array, place: Array, alive: Array, rounds: int) -> Array:
