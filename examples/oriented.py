@@ -223,6 +223,15 @@ def average_precision(hits, scores, wanted):
     return float((precision * hits[order]).sum() / wanted)
 
 
+def apart(box, target):
+    """The angle between the longer sides of two boxes.
+
+    A box whose sides are exchanged and that is turned by 90° is the same box.
+    """
+    ends = [angle + math.pi / 2 * (h > w) for *_, w, h, angle in (box, target)]
+    return abs((ends[0] - ends[1] + math.pi / 2) % math.pi - math.pi / 2)
+
+
 def evaluate(model, images, targets, mask):
     """Average precision by exact overlap, and the median error of angles in degrees."""
     hits, scores, errors = [], [], []
@@ -238,8 +247,7 @@ def evaluate(model, images, targets, mask):
             hits.append(matrix[i, j, best] >= THRESHOLDS)
             scores.append(confidence[i, j])
             if hits[-1][0]:
-                turn = boxes[i, j, 4] - targets[part][i, best, 4]
-                errors.append(abs((turn + math.pi / 2) % math.pi - math.pi / 2))
+                errors.append(apart(boxes[i, j], targets[part][i, best]))
             # What was found once, at the lowest threshold, cannot be found again.
             matrix[i, :, best] *= ~hits[-1][0]
     precision = [

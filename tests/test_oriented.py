@@ -54,6 +54,19 @@ def test_targets_have_the_longer_side_as_width():
     assert (np.abs(seen[:, 4]) <= np.pi / 2 + 1e-6).all()
 
 
+@pytest.mark.parametrize(
+    ("box", "wanted"),
+    [
+        ((0, 0, 4, 2, 0.1), 0.2),
+        ((9, 9, 2, 4, 0.1 + math.pi / 2), 0.2),  # the same, described otherwise
+        ((0, 0, 4, 2, 0.1 + 3 * math.pi), 0.2),
+        ((0, 0, 2, 4, 0.3), math.pi / 2),
+    ],
+)
+def test_angles_are_those_of_the_longer_side(box, wanted):
+    assert oriented.apart(box, (0, 0, 5, 2, 0.3)) == pytest.approx(wanted)
+
+
 def test_average_precision():
     hits, scores = np.array([True, False, True]), np.array([0.9, 0.8, 0.7])
     wanted = (1 + 2 / 3) / 4
