@@ -1,0 +1,190 @@
+"""Do the tests notice a wrong operator? `python -m benchmarks.mutation --help`.
+
+One operator, comparison or number of the library is altered at a time, by cosmic-ray,
+in a copy of the tree, and the tests of that module run until one fails. What none of
+them notices is a *survivor*: it is listed, to be read, and either tested or explained.
+"""
+
+import concurrent.futures
+import dataclasses
+import difflib
+import json
+import os
+import pathlib
+import queue
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+import tyro
+
+from .measure import commit, device
+from .report import fill, markdown, save
+
+ROOT = pathlib.Path(__file__).parents[1]
+RESULT = pathlib.Path(__file__).with_suffix(".json")
+# The cheapest first: the first failure ends a run.
+TESTS = {
+    "_numerics": "numerics measures variants gaussian",
+    "boxes": "boxes golden_boxes anchors",
+    "measures": "measures variants golden losses",
+    "matching": "matching ties golden_assigners processes",
+    "suppression": "suppression ties rescoring golden_suppression",
+}
+# Replaced by these an expression fails wherever it runs, which proves nothing.
+TRIVIAL = re.compile(
+    r"_(RShift|LShift|BitXor|MatMul|Mod|Pow|FloorDiv)$|Decorator"
+    r"|_(Add|Sub|Mul|Div|Pow|FloorDiv|Mod)_Bit|_Bit(And|Or)_(Add|Sub|Mul|Div)$"
+    r"|_USub_(Invert|Not|UAdd)$|_Invert_(Not|USub|UAdd)$|(?<!_Is|Not)_(Is|IsNot)$"
+)
+OUTCOMES = ("noticed", "endless", "survived", "not importable")
+KEPT = ("jaxiou", "tests", "examples", "benchmarks", "docs", "pyproject.toml")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Alters the library in small ways, and counts what the tests notice."""
+
+    count: int = 300
+    """Alterations to draw of all there are."""
+    seed: int = 0
+    """Draws them."""
+    workers: int = 2
+    """Copies of the tree that are tested at once."""
+    patience: float = 900.0
+    """Seconds after which a run counts as noticed: it goes on for ever."""
+    json: pathlib.Path = RESULT
+    """Where the results go; those that are there are kept."""
+    tables: bool = False
+    """Alter nothing; write the table into benchmarks/README.md."""
+
+
+def mutants(module):
+    """Every alteration of a module: `(operator, occurrence, line)`."""
+    from cosmic_ray import plugins
+    from cosmic_ray.ast import ast_nodes, get_ast
+
+    tree = get_ast((ROOT / "jaxiou" / f"{module}.py").read_text())
+    for name in sorted(plugins.operator_names()):
+        kind = plugins.get_operator(name)
+        if kind.arguments() or TRIVIAL.search(name):
+            continue
+        places = (
+            start
+            for node in ast_nodes(tree)
+            for start, _ in kind().mutation_positions(node)
+        )
+        for occurrence, start in enumerate(places):
+            yield name, occurrence, start[0]
+
+
+def altered(module, name, occurrence):
+    """The text of a module with one alteration."""
+    from cosmic_ray import plugins
+    from cosmic_ray.mutating import mutate_code
+
+    text = (ROOT / "jaxiou" / f"{module}.py").read_text()
+    return text, mutate_code(text, plugins.get_operator(name)(), occurrence)
+
+
+def outcome(folder, module, patience):
+    """What the tests say of the tree in a folder, and for how long."""
+    began = time.perf_counter()
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(folder)}
+    within = dict(cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", "import jaxiou"], **within)
+    if done.returncode:
+        return "not importable", 0.0
+    files = [f"tests/test_{name}.py" for name in TESTS[module].split()]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", *files]
+    try:
+        done = subprocess.run(command, **within, timeout=patience)
+    except subprocess.TimeoutExpired:
+        return "endless", patience
+    seconds = round(time.perf_counter() - began, 1)
+    if done.returncode not in (0, 1, 2):
+        raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])
+    return "noticed" if done.returncode else "survived", seconds
+
+
+def copy(folder):
+    """A tree of its own for a worker."""
+    for name in KEPT:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name)
+        else:
+            shutil.copy(source, folder / name)
+
+
+def run(config):
+    """Tries what was drawn and is not among the results yet."""
+    everything = [(m, *each) for m in TESTS for each in mutants(m)]
+    drawn = random.Random(config.seed).sample(everything, config.count)
+    rows = json.loads(config.json.read_text())["rows"] if config.json.exists() else []
+    known = {(row["module"], row["operator"], row["occurrence"]) for row in rows}
+    waiting = [each for each in drawn if each[:3] not in known]
+    head = {"device": device(), "commit": commit(), "of": len(everything)}
+    free = queue.SimpleQueue()
+
+    def one(each):
+        module, name, occurrence, line = each
+        folder = free.get()
+        path = folder / "jaxiou" / f"{module}.py"
+        text, other = altered(module, name, occurrence)
+        path.write_text(other)
+        try:
+            result, seconds = outcome(folder, module, config.patience)
+        finally:
+            path.write_text(text)
+            free.put(folder)
+        lines = difflib.unified_diff(text.split("\n"), other.split("\n"), n=0)
+        change = [x for x in lines if x[:1] in "+-" and x[:3] not in ("---", "+++")]
+        keys = dict(module=module, operator=name, occurrence=occurrence, line=line)
+        return {**keys, "change": change, "outcome": result, "seconds": seconds}
+
+    with tempfile.TemporaryDirectory() as place:
+        for k in range(config.workers):
+            folder = pathlib.Path(place, str(k))
+            folder.mkdir()
+            copy(folder)
+            free.put(folder)
+        with concurrent.futures.ThreadPoolExecutor(config.workers) as pool:
+            for row in pool.map(one, waiting):
+                rows.append(row)
+                print(len(rows), row["outcome"], row["module"], *row["change"])
+                save({"head": head, "rows": rows}, config.json)
+    return {"head": head, "rows": rows}
+
+
+def table(results):
+    """The share of each module, and where they are from."""
+    head, rows, lines = results["head"], results["rows"], []
+    for module in (*TESTS, "all"):
+        own = [row["outcome"] for row in rows if module in (row["module"], "all")]
+        count = {outcome: own.count(outcome) for outcome in OUTCOMES}
+        noticed = count["noticed"] + count["endless"]
+        tried = noticed + count["survived"]
+        score = f"{100 * noticed / tried:.0f} %" if tried else ""
+        lines.append([module, *map(str, count.values()), score])
+    drawn = f"{len(rows)} of {head['of']:,} alterations"
+    made = f"{drawn}; {head['device']}; commit {head['commit']}."
+    return f"{markdown(['module', *OUTCOMES, 'score'], lines)}\n\n{made}"
+
+
+def main():
+    config = tyro.cli(Config, prog="python -m benchmarks.mutation")
+    if not config.tables:
+        print(table(run(config)))
+        return
+    page = pathlib.Path(__file__).with_name("README.md")
+    results = json.loads(config.json.read_text()) if config.json.exists() else None
+    page.write_text(fill(page.read_text(), {"mutation": results and table(results)}))
+
+
+if __name__ == "__main__":
+    main()
