@@ -340,6 +340,21 @@ def test_a_truncated_image_is_named(tmp_path):
     assert len(readers.read_voc(tmp_path, skip=True).train) == 1
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_damaged_within_is_named_when_it_is_drawn(tmp_path, workers):
+    path = tmp_path / "a.png"
+    Image.effect_noise((64, 48), 99).convert("RGB").save(path)
+    whole = bytearray(path.read_bytes())
+    middle = len(whole) // 2
+    whole[middle : middle + 200] = bytes(200)
+    path.write_bytes(whole)
+    box = np.array([[8, 8, 24, 24]], "f4"), np.zeros(1, int), np.zeros(1, bool)
+    record = Record("a", path, (48, 64), *box)
+    batches = data.Batches(Dataset(("x",), [record], [], [], True), (48, 64), 2, 0)
+    with pytest.raises(DataError, match=r"a\.png: not a readable image"):
+        next(batches.run(0, 1, workers))
+
+
 def test_an_unknown_kind_of_data_is_explained():
     with pytest.raises(DataError, match="expected digits, coco:"):
         data.load(Config(data="imagenet"))
