@@ -19,9 +19,7 @@ DEFAULTS = "defaults"
 CHOICES = {
     DEFAULTS: {},
     "--no-augment": {"augment": False},
-    "--assigner atss": {"assigner": "atss"},
-    "--assigner task_aligned": {"assigner": "task_aligned"},
-    "--average 0.99": {"average": 0.99},
+    "--assigner max_iou": {"assigner": "max_iou"},
 }
 
 

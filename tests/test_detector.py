@@ -466,7 +466,7 @@ def test_training_lowers_the_loss_with_one_compilation(monkeypatch):
 
 def test_ignored_and_absent_targets_teach_no_box():
     dataset, config = tiny()
-    model, *_ = state.create(config, dataset.classes)
+    model, _ = state.create(config, dataset.classes)
     batch = data.Batches(dataset, config.image_size, 4, 0)(0)
     none = np.zeros_like(batch["where"])
     _, empty = train.detection_loss(model, batch | {"where": none}, config.box_loss)

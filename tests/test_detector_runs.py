@@ -58,6 +58,7 @@ def environment():
 
 
 def small(out, **more):
+    """Of one length for all, so that the training step is compiled once."""
     return Config(
         out=out, steps=8, batch_size=8, image_size=(96, 96), width=32, digit_images=24,
         evaluations=1, save_every=3, devices=1, **more,
@@ -125,7 +126,7 @@ def test_a_killed_run_goes_on(tmp_path):
 
 def test_a_new_run_in_an_old_folder_keeps_its_own_weights(tmp_path):
     dataset, _ = tiny()
-    for seed, steps in ((1, 4), (2, 3)):
+    for seed, steps in ((1, 8), (2, 3)):
         config = dataclasses.replace(small(tmp_path), seed=seed, steps=steps)
         config.save(tmp_path / "config.json", dataset.classes)
         model = quiet(config, dataset)
@@ -136,11 +137,11 @@ def test_a_new_run_in_an_old_folder_keeps_its_own_weights(tmp_path):
 
 def test_what_was_logged_after_the_checkpoint_is_logged_again(tmp_path):
     dataset, _ = tiny()
-    config = dataclasses.replace(small(tmp_path), steps=3)
+    config = small(tmp_path)
     quiet(config, dataset)
     config.save(tmp_path / "config.json", dataset.classes)
-    lines = [{"step": 2, "loss": 1.0}, {"step": 4, "loss": 1.0}]
-    text = "\n".join(map(json.dumps, lines)) + '\n{"step": 5, "lo'
+    lines = [{"step": 8, "loss": 1.0}, {"step": 9, "loss": 1.0}]
+    text = "\n".join(map(json.dumps, lines)) + '\n{"step": 9, "lo'
     (tmp_path / "metrics.jsonl").write_text(text)
     resumed, kept = main.resumed(tmp_path)
     assert kept == lines[:1] and resumed == dataclasses.replace(config, resume=True)
@@ -236,11 +237,11 @@ def test_processes_share_a_batch(tmp_path):
 
 def test_averaged_gradients_are_those_of_a_larger_batch():
     dataset, config = tiny()
-    batch = data.Batches(dataset, config.image_size, 4, 0)(0)
+    batch = data.Batches(dataset, config.image_size, 8, 0)(0)
     found = []
     for count in (1, 2):
         chosen = dataclasses.replace(config, accumulate=count, steps=24 * count)
-        parts = model, *_ = state.create(chosen, dataset.classes)
+        parts = model, _ = state.create(chosen, dataset.classes)
         before = weights(model)
         for step in range(2 * count):  # the first rate is 0
             train.train_step(parts, batch, config.box_loss)
@@ -256,7 +257,7 @@ def test_averaged_gradients_are_those_of_a_larger_batch():
 @pytest.mark.parametrize("choice", [{"precision": "bfloat16"}, {"remat": True}])
 def test_other_ways_to_compute_give_about_the_same(choice):
     dataset, config = tiny()
-    batch = data.Batches(dataset, config.image_size, 4, 0)(0)
+    batch = data.Batches(dataset, config.image_size, 8, 0)(0)
     losses = []
     for chosen in (config, dataclasses.replace(config, **choice)):
         parts = state.create(chosen, dataset.classes)
@@ -269,12 +270,11 @@ def test_other_ways_to_compute_give_about_the_same(choice):
     )
 
 
-@pytest.mark.parametrize("assigner", [a for a in ASSIGNERS if a != "max_iou"])
-def test_every_assigner_teaches_the_detector_and_leaves_crowds_alone(assigner):
+def test_the_assigner_by_thresholds_teaches_the_detector_and_leaves_crowds_alone():
     dataset, config = tiny()
     batches = data.Batches(dataset, config.image_size, 8, 0)
     parts = state.create(config, dataset.classes)
-    chosen = config.box_loss, 1.0, ASSIGNERS[assigner]
+    chosen = config.box_loss, 1.0, ASSIGNERS["max_iou"]
     losses = [float(train.train_step(parts, batches(0), *chosen)["loss"])]
     for _ in range(24):
         losses.append(float(train.train_step(parts, batches(0), *chosen)["loss"]))
@@ -288,31 +288,6 @@ def test_every_assigner_teaches_the_detector_and_leaves_crowds_alone(assigner):
     assert 0 < crowd["class_loss"] < empty["class_loss"]
 
 
-def test_the_average_of_the_weights_is_what_is_kept(tmp_path):
-    dataset, _ = tiny()
-    config = small(tmp_path, average=0.5)
-    config.save(tmp_path / "config.json", dataset.classes)
-    seen, step = [], train.train_step
-
-    def watched(parts, *args):
-        losses = step(parts, *args)
-        seen.append(weights(parts[0]))
-        return losses
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "train_step", watched)
-        model = quiet(config, dataset)
-    wanted = weights(state.create(config, dataset.classes)[0])
-    for count, new in enumerate(seen, 1):
-        rate = max(0.5, 9 / (10 + count))
-        wanted = [rate * x + (1 - rate) * y for x, y in zip(new, wanted, strict=True)]
-    restored, _, _ = state.restore(tmp_path)
-    for x, y, z in zip(weights(model), wanted, weights(restored), strict=True):
-        np.testing.assert_allclose(x, y, atol=1e-6)
-        np.testing.assert_array_equal(x, z)
-    assert any((x != y).any() for x, y in zip(weights(model), seen[-1], strict=True))
-
-
 def test_workers_prepare_the_same_batches():
     dataset, config = tiny()
     batches = data.Batches(dataset, config.image_size, 4, 0)
@@ -323,10 +298,10 @@ def test_workers_prepare_the_same_batches():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of three steps on disk."""
+    """A short run on disk."""
     folder = tmp_path_factory.mktemp("run")
     dataset, _ = tiny()
-    config = dataclasses.replace(small(folder), steps=3)
+    config = small(folder)
     model = quiet(config, dataset)
     config.save(folder / "config.json", dataset.classes)
     return folder, model

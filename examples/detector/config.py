@@ -57,7 +57,7 @@ class Config:
     box_weight: float = 1.0
     """What the loss of the boxes counts, where that of the classes counts 1."""
 
-    assigner: Literal[tuple(ASSIGNERS)] = "max_iou"
+    assigner: Literal[tuple(ASSIGNERS)] = "atss"
     """Which anchors learn which target."""
 
     steps: int = 2800
@@ -75,9 +75,6 @@ class Config:
 
     weight_decay: float = 0.05
     """Decay of the weights, as AdamW means it."""
-
-    average: float = 0.0
-    """Decay of a moving average of the weights, which is what detects; 0 for none."""
 
     preset: Literal[tuple(PRESETS)] = "small"
     """`small` learns on a CPU, `base` wants a GPU: what width and depth are."""
@@ -143,8 +140,6 @@ class Config:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
         if self.network["width"] % 32:
             raise ValueError("--width must be a multiple of 32")
-        if not 0 <= self.average < 1:
-            raise ValueError("--average must be at least 0 and below 1")
 
     @property
     def network(self):

@@ -23,7 +23,7 @@ def rates(config):
 
 
 def create(config, classes):
-    """A fresh model, its optimizer, and what detects: the model, or its average."""
+    """A fresh model and its optimizer."""
     model = Detector(
         len(classes),
         levels=len(strides_for(config.image_size)),
@@ -43,8 +43,7 @@ def create(config, classes):
     if config.accumulate > 1:
         steps = optax.MultiSteps(update, config.accumulate)
         update = steps.gradient_transformation()
-    averaged = nnx.clone(model) if config.average else model
-    return model, nnx.Optimizer(model, update, wrt=nnx.Param), averaged
+    return model, nnx.Optimizer(model, update, wrt=nnx.Param)
 
 
 def checkpoints(folder):
@@ -87,4 +86,4 @@ def restore(folder):
     parts = create(config, classes)
     with checkpoints(folder) as manager:
         load(manager, parts)
-    return parts[-1], config, classes
+    return parts[0], config, classes

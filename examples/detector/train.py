@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 import jaxiou
 
-from .assign import ASSIGNERS, max_iou
+from .assign import ASSIGNERS, atss
 from .data import Batches
 from .model import anchors_for, level_sizes
 from .precision import evaluate
@@ -27,7 +27,7 @@ class Diverged(RuntimeError):
     """The loss is no number any more; the message says what was kept."""
 
 
-def detection_loss(model, batch, box_loss, box_weight=1.0, assign=max_iou):
+def detection_loss(model, batch, box_loss, box_weight=1.0, assign=atss):
     """The loss of a batch and its two parts, per anchor that has a target.
 
     Every target is padding unless `where`; the shapes say nothing of how many there
@@ -37,40 +37,27 @@ def detection_loss(model, batch, box_loss, box_weight=1.0, assign=max_iou):
     anchors = anchors_for(size)
     logits, deltas = model(batch["images"])
     boxes = jaxiou.decode(deltas, anchors)
-    assignment = assign(anchors, level_sizes(size), logits, boxes, batch)
+    assignment = assign(anchors, level_sizes(size), batch)
     labels = jaxiou.take_targets(batch["labels"], assignment, fill=-1)
     targets = jaxiou.take_targets(batch["boxes"], assignment, fill=0.0)
     positive, judged = assignment.indices >= 0, assignment.indices >= -1
 
     wanted = jax.nn.one_hot(labels, logits.shape[-1])
-    if assignment.scores is None:
-        worth = positive.astype(jnp.float32)
-        class_losses = optax.sigmoid_focal_loss(logits, wanted, alpha=0.25, gamma=2.0)
-    else:  # soft scores: the quality focal loss (Li et al. 2020, arXiv:2006.04388)
-        worth = assignment.scores
-        wanted = wanted * worth[..., None]
-        away = jnp.abs(wanted - jax.nn.sigmoid(logits))
-        class_losses = away**2 * optax.sigmoid_binary_cross_entropy(logits, wanted)
-    count = jnp.maximum(worth.sum(), 1)
+    class_losses = optax.sigmoid_focal_loss(logits, wanted, alpha=0.25, gamma=2.0)
+    count = jnp.maximum(positive.sum(), 1)
     class_loss = class_losses.sum(where=judged[..., None]) / count
-    box = (box_loss(boxes, targets, where=positive) * worth).sum() / count
+    box = box_loss(boxes, targets, where=positive).sum() / count
     parts = {"class_loss": class_loss, "box_loss": box}
     return class_loss + box_weight * box, parts
 
 
-@nnx.jit(static_argnames=("box_loss", "assign", "decay"))
-def train_step(parts, batch, box_loss, box_weight=1.0, assign=max_iou, decay=0.0):
+@nnx.jit(static_argnames=("box_loss", "assign"))
+def train_step(parts, batch, box_loss, box_weight=1.0, assign=atss):
     """Updates what `create` made and returns the losses."""
-    model, optimizer, averaged = parts
+    model, optimizer = parts
     gradient = nnx.value_and_grad(detection_loss, has_aux=True)
     (loss, shares), gradients = gradient(model, batch, box_loss, box_weight, assign)
     optimizer.update(model, gradients)
-    if decay:
-        new, old = nnx.state(model, nnx.Param), nnx.state(averaged, nnx.Param)
-        # Early weights are forgotten sooner.
-        step = optimizer.step.get_value()
-        rate = jnp.maximum(1 - decay, 9 / (10 + step))
-        nnx.update(averaged, optax.incremental_update(new, old, rate))
     return {"loss": loss, **shares}
 
 
@@ -123,7 +110,7 @@ def train(config, dataset, log):
     drawn = config.batch_size, config.seed, share, config.augment
     batches = Batches(dataset, size, *drawn)
     assign = ASSIGNERS[config.assigner]
-    chosen = config.box_loss, config.box_weight, assign, config.average
+    chosen = config.box_loss, config.box_weight, assign
     rate_of, began = rates(config), time.perf_counter()
     marks = {
         config.steps * i // config.evaluations for i in range(1, config.evaluations)
@@ -162,7 +149,7 @@ def train(config, dataset, log):
                 check(config, *before)
                 save(manager, step, parts)
             if step in marks and jax.process_index() == 0:
-                report, _ = evaluate(parts[-1], dataset.val, dataset.classes, size)
+                report, _ = evaluate(parts[0], dataset.val, dataset.classes, size)
                 log({"step": step, "split": "val", **report})
                 bar.set_description(f"AP50 {report['AP50'] or 0:.3f}")
-    return parts[-1]
+    return parts[0]
