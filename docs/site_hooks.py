@@ -3,19 +3,28 @@
 Pages link to files outside of `docs/` as they lie in the repository, so that links work
 there too. Here those files join the site below `repository/`, and links lead to them.
 
+Notebooks are scripts in the percent format. They are run, and become pages with what
+they print and draw; one that fails, fails the site.
+
 The reference is made of docstrings without importing the package. `Docstrings` says
 which arguments a decorated formula is called with.
 """
 
+import base64
+import functools
+import os
 import posixpath
 import re
 from pathlib import Path
 
 import griffe
+import jupytext
+import nbclient
 from mkdocs.structure.files import File, InclusionLevel
 
 ROOT = Path(__file__).parents[1]
 OUTSIDE = "repository/"
+NOTEBOOKS = "docs/notebooks/"
 LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*\])\(([^()\s:#]+)(#[^()\s]*)?\)")
 
 
@@ -27,6 +36,8 @@ def _in_repository(file):
 
 def _in_site(name):
     """Where a file of the repository lies in the site."""
+    if name.startswith(NOTEBOOKS):
+        name = name.removesuffix(".py") + ".md"
     return name.removeprefix("docs/") if name.startswith("docs/") else OUTSIDE + name
 
 
@@ -36,8 +47,48 @@ def _target(file, link):
     return posixpath.normpath(posixpath.join(here, link))
 
 
+@functools.cache
+def _page_of(text, folder):
+    """A notebook as Markdown, and its pictures by name; `mkdocs serve` runs it once."""
+    notebook = jupytext.reads(text, fmt="py:percent")
+    client = nbclient.NotebookClient(
+        notebook,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(ROOT / NOTEBOOKS)}},
+        coalesce_streams=True,
+    )
+    inline = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    client.execute(env=os.environ | inline)
+    parts, pictures, title = [], {}, [folder]
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            parts.append(cell.source)
+            title = re.findall(r"^#+ (.*)$", cell.source, re.MULTILINE)[-1:] or title
+            continue
+        parts.append(f"```python\n{cell.source}\n```")
+        for output in cell.outputs:
+            # What goes to stderr is of the machine; warnings are errors in the tests.
+            if output.get("name") == "stdout":
+                parts.append(f"```text\n{output.text}```")
+            elif "image/png" in output.get("data", {}):
+                name = f"{folder}/{len(pictures) + 1}.png"
+                pictures[name] = base64.b64decode(output.data["image/png"])
+                parts.append(f"![{title[0]}]({name})")
+    return "\n\n".join(parts), pictures
+
+
+def _add_notebooks(files, config):
+    """Adds their pages and pictures."""
+    for path in sorted((ROOT / NOTEBOOKS).glob("*.py")):
+        text, pictures = _page_of(path.read_text(), path.stem)
+        folder = NOTEBOOKS.removeprefix("docs/")
+        for name, content in {f"{path.stem}.md": text, **pictures}.items():
+            files.append(File.generated(config, folder + name, content=content))
+
+
 def on_files(files, config):
-    """Adds what the pages link to outside of `docs/`, and what that links to."""
+    """Adds notebooks, what pages link to outside of `docs/`, and what that links to."""
+    _add_notebooks(files, config)
     waiting = [file for file in files if file.is_documentation_page()]
     while waiting:
         page = waiting.pop()
@@ -64,7 +115,8 @@ def on_page_markdown(markdown, page, config, files):
 
     def lead(link):
         name = _target(page.file, link[2])
-        if name.startswith("docs/") and not outside:
+        inside = name.startswith("docs/") and not name.startswith(NOTEBOOKS)
+        if inside and not outside:
             return link[0]
         if (ROOT / name).is_dir():
             return link[1][1:-1]  # A folder has no page: the words alone.

@@ -22,6 +22,8 @@ PUBLIC = {
     if name[0] != "_" and not inspect.ismodule(value)
 }
 NEEDS = ["mkdocs", "material", "mkdocstrings_handlers.python"]
+NEEDS += ["ipykernel", "jupytext", "nbclient", "matplotlib", "optax"]  # of notebooks
+NOTEBOOKS = sorted(DOCS.glob("notebooks/*.py"))
 
 
 def navigation():
@@ -32,7 +34,8 @@ def navigation():
 
 
 def test_every_page_is_in_the_navigation_once():
-    pages = [str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")]
+    sources = [*DOCS.rglob("*.md"), *(path.with_suffix(".md") for path in NOTEBOOKS)]
+    pages = [str(path.relative_to(DOCS)) for path in sources]
     assert sorted(navigation()) == sorted(pages)
 
 
@@ -134,6 +137,19 @@ def test_the_site_has_the_pages_and_what_they_link_to(site):
     assert (site / "repository/benchmarks/results/roofline.png").is_file()
     assert "benchmarks/" in (site / "performance/index.html").read_text()
     assert not list(site.rglob("*.py")) and not list(site.rglob("runs.json"))
+
+
+def test_notebooks_are_shown_with_what_they_print_and_draw(site):
+    assert NOTEBOOKS
+    for path in NOTEBOOKS:
+        folder = site / "notebooks" / path.stem
+        page = (folder / "index.html").read_text()
+        shown = re.findall(r'<img alt="[^"]+" src="(\d+\.png)"', page)
+        assert len(shown) >= 2
+        assert sorted(shown) == sorted(file.name for file in folder.glob("*.png"))
+        assert all((folder / name).read_bytes()[:4] == b"\x89PNG" for name in shown)
+        # What is printed has no colours, code has.
+        assert re.search(r"<pre><span></span><code>[^<]+</code>", page), path
 
 
 def letters(text):
