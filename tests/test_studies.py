@@ -183,8 +183,8 @@ def test_an_ablation_changes_one_choice_at_a_time(tmp_path, monkeypatch):
     base = Config(digit_images=2)
     study = ablation.Ablation(steps=2, out=tmp_path)
     runs = ablation.run(study, base)
-    assert len(runs) == len(asked) == 2 * len(ablation.CHOICES)
-    assert ablation.run(study, base) == runs and len(asked) == len(runs)
+    assert len(ablation.run(study, base)) == len(asked) == len(runs)
+    assert len(runs) == 2 * len(ablation.CHOICES)
     assert {split for _, split in asked} == {"val"}
     for seed in (0, 1):
         defaults, *others = (c for c, _ in asked if c.seed == seed)
