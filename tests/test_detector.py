@@ -238,6 +238,19 @@ def test_coco_sparse_ids_crowds_and_splits(tmp_path):
         assert record.ignore.tolist() == [False, True]
 
 
+def test_coco_boxes_of_unlisted_images_are_named_or_left_out(tmp_path):
+    path = tmp_path / "boxes.json"
+    coco(path, ("a.png", "b.png"))
+    content = json.loads(path.read_text())
+    content["annotations"][0]["image_id"] = "nowhere"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"unlisted images, ids \['nowhere'\]"):
+        readers.read_coco(path)
+    found = readers.read_coco(path, skip=True)
+    counts = [len(record.boxes) for record in (*found.train, *found.val)]
+    assert sorted(counts) == [1, 2] and "nowhere" in found.notes[0]
+
+
 def test_coco_images_in_another_folder(tmp_path):
     (tmp_path / "images").mkdir()
     coco(tmp_path / "images" / "all.json", ("a.png", "b.png"))
@@ -274,12 +287,18 @@ def test_a_bad_voc_file_is_named(tmp_path, which, content, message):
     [
         ("{", "malformed JSON"),
         ("[]", "lacks"),
-        ('{"images": [], "annotations": [{}], "categories": []}', "number 0 is faulty"),
-        ('{"images": [{}], "annotations": [], "categories": []}', "faulty entry"),
+        (([], [{}], [{"id": 1, "name": "a"}]), "number 0 is faulty"),
+        (([{}], [], [{"id": 1, "name": "a"}]), "faulty entry"),
+        (([], [], []), "no categories"),
+        (([], [], [{"id": 1}]), "lacks its id or its name"),
+        (([], [], [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]), "the same id"),
+        (([], [], [{"id": 1, "name": "a"}]), "no training image with a box"),
     ],
 )
 def test_a_bad_coco_file_is_named(tmp_path, content, message):
     path = tmp_path / "boxes.json"
+    if isinstance(content, tuple):
+        content = json.dumps(dict(zip(readers.COCO_KEYS, content, strict=True)))
     path.write_text(content)
     with pytest.raises(DataError, match=message) as error:
         readers.read_coco(path)
@@ -296,7 +315,7 @@ def test_all_faulty_files_are_named_at_once_or_left_out(tmp_path):
     lines = str(error.value).splitlines()
     assert len(lines) == 2 and str(third) in lines[0] and str(image) in lines[1]
     assert "--skip-faulty" in lines[1]
-    with pytest.raises(DataError, match="no training images"):
+    with pytest.raises(DataError, match="no training image with a box"):
         readers.read_voc(tmp_path, skip=True)
     voc(tmp_path, OBJECTS, {"train": ["a", "b"], "val": ["c"]})
     xml.write_text("<annotation>")
@@ -317,6 +336,14 @@ def test_a_photograph_taken_on_its_side_is_turned(tmp_path):
     pixels = images.read_image(record)
     assert pixels.shape == (40, 20, 3)
     assert pixels[:18].max() < 60 and pixels[22:].min() > 200
+
+
+def test_sixteen_bits_of_grey_are_not_cut_off(tmp_path):
+    path = tmp_path / "a.png"
+    grey = np.uint16([[0, 0x0FFF, 0x80FF, 0xFFFF]])
+    Image.fromarray(grey).save(path)
+    record = Record("a", path, (1, 4), *(np.zeros(0),) * 3)
+    np.testing.assert_array_equal(images.read_image(record)[0, :, 1], grey[0] >> 8)
 
 
 def test_an_image_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -34,7 +35,7 @@ from examples.detector import (
 from examples.detector.assign import ASSIGNERS
 from examples.detector.config import Config
 from examples.detector.model import detect
-from examples.detector.records import DataError
+from examples.detector.records import DataError, Record
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -143,10 +144,15 @@ def test_what_was_logged_after_the_checkpoint_is_logged_again(tmp_path):
     lines = [{"step": 8, "loss": 1.0}, {"step": 9, "loss": 1.0}]
     text = "\n".join(map(json.dumps, lines)) + '\n{"step": 9, "lo'
     (tmp_path / "metrics.jsonl").write_text(text)
-    resumed, kept = main.resumed(tmp_path)
+    resumed, kept = main.resumed(config)
     assert kept == lines[:1] and resumed == dataclasses.replace(config, resume=True)
+    with pytest.raises(DataError, match=r"--resume .*, without --steps 9"):
+        main.resumed(dataclasses.replace(config, steps=9))
+    # Its choices serve another run, which begins at its beginning.
+    resumed.save(tmp_path / "config.json", dataset.classes)
+    assert not Config.load(tmp_path / "config.json")[0].resume
     with pytest.raises(DataError, match="no checkpoint to go on from"):
-        main.resumed(tmp_path / "nowhere")
+        main.resumed(small(tmp_path / "nowhere"))
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -176,12 +182,41 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, capsys, monkeypat
         command.command(main.main)
 
 
+def test_a_checkpoint_that_does_not_fit_is_one_line(tmp_path):
+    """The disk is full as far as that process can see: its files end at 100 kB."""
+    code = f"""
+from pathlib import Path
+from examples.detector import command, config, state
+small = config.Config(width=32, image_size=(96, 96))
+parts = state.create(small, ("one", "two"))
+with state.checkpoints(Path({str(tmp_path)!r})) as manager:
+    command.command(lambda: state.save(manager, 3, parts))
+"""
+    limited = ["sh", "-c", 'ulimit -f 200; exec "$@"', "sh", sys.executable, "-c", code]
+    within = dict(cwd=ROOT, env=environment(), capture_output=True, text=True)
+    done = subprocess.run(limited, **within)
+    assert done.returncode == 1
+    expected = r"^error: .*checkpoints: step 3 could not be kept \(.*too large.*\)"
+    assert re.search(expected, done.stderr, re.MULTILINE)
+    assert "ValueError" not in done.stderr
+
+
 def test_flags_override_the_file_which_overrides_defaults(tmp_path):
     path = tmp_path / "mine.json"
     path.write_text('{"loss": "ciou", "steps": 7, "image_size": [64, 96]}')
     config = main.arguments(["--config", str(path), "--steps", "9"])
     assert config == Config(loss="ciou", steps=9, image_size=(64, 96))
-    for text, message in (('{"lass": "ciou"}', "lass"), ('{"loss": "best"}', "best")):
+    faults = {
+        '{"lass": "ciou"}': "lass",
+        '{"loss": "best"}': "best",
+        "[]": "not a JSON object",
+        '{"image_size": [64]}': "two numbers",
+        '{"image_size": [64, 0]}': "two numbers",
+        '{"batch_size": -3}': "--batch-size must be at least 1",
+        '{"workers": -1}': "--workers",
+        '{"learning_rate": 0}': "--learning-rate",
+    }
+    for text, message in faults.items():
         path.write_text(text)
         with pytest.raises(DataError, match=rf"mine.json: .*{message}"):
             main.arguments(["--config", str(path)])
@@ -322,15 +357,31 @@ def test_predict_writes_what_it_finds_and_names_what_it_cannot_read(
     for entry in entries:
         assert entry["file_name"] == {1: "a.jpg", 2: "b.png"}[entry["image_id"]]
         x, y, w, h = entry["bbox"]
-        assert 0 <= x <= x + w <= 121 and 0 <= y <= y + h <= 81
+        assert 0 <= x <= x + w <= 120.01 and 0 <= y <= y + h <= 80.01
         assert entry["category"] == str(entry["category_id"] - 1)
-    assert (tmp_path / "out" / "a.png").exists()
+    made = {path.name for path in (tmp_path / "out").glob("*.png")}
+    assert made == {"a.jpg.png", "b.png.png"}
     assert "c.png: not a readable image" in (printed := capsys.readouterr().out)
     assert "2 images" in printed and "1 images left out" in printed
     with pytest.raises(DataError, match="there are no images"):
         predict.predict(dataclasses.replace(options, images=tmp_path))
     with pytest.raises(DataError, match="there is no run"):
         predict.predict(dataclasses.replace(options, run=tmp_path))
+
+
+def test_what_is_found_lies_inside_the_image(monkeypatch):
+    """And not in what the network saw beside it, below row 64 of 96."""
+    inside, across, beyond = [3, 8, 48, 32], [48, 32, 96, 80], [8, 70, 40, 90]
+    boxes = np.zeros((precision.BATCH, 4, 4), np.float32)
+    boxes[0, :3] = inside, across, beyond
+    rest = np.zeros(boxes.shape[:2], int), np.ones(boxes.shape[:2])
+    answer = boxes, *rest, np.ones(boxes.shape[:2], bool)
+    monkeypatch.setattr(precision, "detect", lambda model, images: answer)
+    nothing = np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool)
+    record = Record("a", np.zeros((80, 120, 3), np.uint8), (80, 120), *nothing)
+    ((found, labels, scores),) = precision.find(None, [record], (96, 96))
+    np.testing.assert_allclose(found, [[3.75, 10, 60, 40], [60, 40, 120, 80]])
+    assert len(labels) == len(scores) == 2
 
 
 def test_a_checkpoint_is_evaluated_on_images_of_its_classes(

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 import tyro
 
 from .command import command
@@ -16,7 +17,7 @@ from .pictures import draw_curves, draw_predictions
 from .precision import check, evaluate, table
 from .records import DataError
 from .state import checkpoints
-from .train import train
+from .train import sharing, train
 
 
 def run(config):
@@ -24,7 +25,7 @@ def run(config):
     began = time.perf_counter()
     lines = []
     if config.resume:
-        config, lines = resumed(config.out)
+        config, lines = resumed(config)
     dataset = load(config, config.skip_faulty)
     config = dataclasses.replace(
         config,
@@ -34,6 +35,9 @@ def run(config):
     if jax.process_index() > 0:
         train(config, dataset, lambda line: None)
         return None
+    sharing(config)  # complains before anything is written
+    if not config.resume and (config.out / "checkpoints").is_dir():
+        print(f"{config.out}: begins anew, the checkpoints of an earlier run go")
     config.out.mkdir(parents=True, exist_ok=True)
     config.save(config.out / "config.json", dataset.classes)
     for note in dataset.notes:
@@ -41,10 +45,17 @@ def run(config):
     counts = (len(dataset.train), len(dataset.val), len(dataset.test))
     print("images: {} train, {} val, {} test".format(*counts), end="; ")
     print(f"{len(dataset.classes)} classes, up to {dataset.most_boxes()} boxes")
+    labels = np.concatenate([record.labels for record in dataset.train])
+    counts = np.bincount(labels, minlength=len(dataset.classes))
+    named = zip(dataset.classes, counts, strict=True)
+    print("boxes to learn:", ", ".join(f"{name} {count:,}" for name, count in named))
 
-    with open(config.out / "metrics.jsonl", "w") as file:
-        for line in lines:
-            print(json.dumps(line), file=file)
+    metrics = config.out / "metrics.jsonl"
+    # What was logged before is never missing, whenever the run is killed.
+    part = metrics.with_suffix(".part")
+    part.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    part.replace(metrics)
+    with open(metrics, "a") as file:
 
         def log(line):
             lines.append(line)
@@ -71,15 +82,23 @@ def run(config):
     return report
 
 
-def resumed(out):
+def resumed(given):
     """The configuration of a run that was stopped, and what it logged so far."""
-    last = None
+    out, last = given.out, None
     if (out / "checkpoints").is_dir():
         with checkpoints(out) as manager:
             last = manager.latest_step()
     if last is None:
         raise DataError(f"--resume: {out} has no checkpoint to go on from")
     config, _ = Config.load(out / "config.json")
+    default, free = Config(), ("out", "resume", "coordinator", "processes", "process")
+    for name, value in vars(given).items():
+        own = (getattr(default, name), getattr(config, name))
+        if name not in free and value not in own:
+            flag = f"--{name.replace('_', '-')} {value}"
+            raise DataError(
+                f"--resume goes on with the choices of {out}, without {flag}"
+            )
     lines = []
     for text in (out / "metrics.jsonl").read_text().splitlines():
         try:

@@ -98,7 +98,8 @@ class Config:
     """Processes that prepare images; 0 for threads of this one."""
 
     evaluations: int = 4
-    """How often to measure average precision on the validation images."""
+    """How often to measure average precision: on the validation images, and at the
+    end on the test images."""
 
     save_every: int = 500
     """Steps between checkpoints."""
@@ -135,9 +136,14 @@ class Config:
                 raise ValueError(f"{name} {chosen}: there are {', '.join(known)}")
         counts = "steps", "digit_images", "evaluations", "save_every", "accumulate"
         numbers = {name: getattr(self, name) for name in counts} | self.network
+        numbers |= {"batch_size": self.batch_size or 1, "devices": self.devices or 1}
         for name, number in numbers.items():
             if number < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+        if self.workers < 0 or self.learning_rate <= 0:
+            raise ValueError("--workers must not be negative, --learning-rate positive")
+        if self.image_size and (len(self.image_size) != 2 or min(self.image_size) < 16):
+            raise ValueError("--image-size must be two numbers, at least 16")
         if self.network["width"] % 32:
             raise ValueError("--width must be a multiple of 32")
 
@@ -156,12 +162,15 @@ class Config:
     def save(self, path, classes):
         """Writes the configuration and the names of the classes as JSON."""
         fields = dataclasses.asdict(self) | {"out": str(self.out), "classes": classes}
+        del fields["resume"]  # a run like this one begins at its beginning
         path.write_text(json.dumps(fields, indent=2) + "\n")
 
     @classmethod
     def load(cls, path):
         """The configuration and the names of the classes that `save` wrote."""
         fields = json.loads(path.read_text())
+        if not isinstance(fields, dict):
+            raise ValueError("not a JSON object")
         classes = tuple(fields.pop("classes", ()))
         if "out" in fields:
             fields["out"] = Path(fields["out"])

@@ -42,7 +42,8 @@ def typical_size(dataset):
         return SIZE, SIZE
     sizes = np.array([record.size for record in dataset.train])
     height, width = np.median(sizes / sizes.max(1, keepdims=True), axis=0)
-    return tuple(round(LONGER_SIDE * side / 32) * 32 for side in (height, width))
+    sides = (round(LONGER_SIDE * side / 32) * 32 for side in (height, width))
+    return tuple(max(side, 32) for side in sides)
 
 
 def fit(image, size):

@@ -6,6 +6,7 @@ boxes, labels, scores, valid = detect.call(images)  # (b, height, width, 3) uint
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.export
@@ -28,7 +29,11 @@ class Export:
     out: Path = Path("detector.bin")
     """The file to write."""
 
-    platforms: tuple[str, ...] = ("cpu", "cuda", "tpu")
+    platforms: tuple[Literal["cpu", "cuda", "rocm", "tpu"], ...] = (
+        "cpu",
+        "cuda",
+        "tpu",
+    )
     """Where it is to run."""
 
 
@@ -49,6 +54,7 @@ def export(model, image_size, platforms):
 
 def write(options):
     model, config, classes = restore(options.run)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     made = export(model, config.image_size, options.platforms)
     data = made.serialize()
     options.out.write_bytes(data)

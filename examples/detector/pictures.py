@@ -61,8 +61,14 @@ def draw_curves(path, lines):
     left.set(xlabel="step", title="training loss", ylim=(0, None))
     left.set_ylim(top=2 * np.median([line["loss"] for line in losses]) + 0.5)
     for name in ("AP", "AP50"):
-        points = [(line["step"], line[name]) for line in reports if line[name]]
-        right.plot(*zip(*points, strict=True) if points else ((), ()), "o-", label=name)
+        for split, style in (("val", "o-"), ("test", "*")):
+            points = [
+                (line["step"], line[name])
+                for line in reports
+                if line["split"] == split and line[name]
+            ]
+            x, y = zip(*points, strict=True) if points else ((), ())
+            right.plot(x, y, style, label=f"{name} {split}")
     right.set(xlabel="step", title="average precision", ylim=(0, 1))
     for axes in (left, right):
         axes.legend()

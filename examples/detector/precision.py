@@ -34,8 +34,11 @@ def find(model, records, size):
         results = jax.device_get(detect(model, np.pad(images, missing)))
         for row, factor in enumerate(factors):
             boxes, labels, scores, valid = (result[row] for result in results)
-            boxes = boxes[valid] / np.tile(factor, 2)
-            yield boxes, labels[valid], scores[valid]
+            height, width = chunk[row].size  # beyond it is what `fit` padded
+            limits = np.array([width, height] * 2, np.float32)
+            boxes = np.clip(boxes / np.tile(factor, 2), 0, limits)
+            kept = valid & (boxes[:, 2:] > boxes[:, :2]).all(1)
+            yield boxes[kept], labels[kept], scores[kept]
 
 
 def average_precision(records, found, classes, areas=None):

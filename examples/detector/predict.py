@@ -9,10 +9,9 @@ import numpy as np
 import tyro
 
 from .command import command
-from .images import read_image
+from .images import SUFFIXES, read_image
 from .pictures import draw
 from .precision import BATCH, find
-from .readers import SUFFIXES
 from .records import DataError, Record
 from .state import restore
 
@@ -34,7 +33,7 @@ class Predict:
     """The score from which detections are written."""
 
     pictures: bool = True
-    """Draw the images with their boxes."""
+    """Draw the images with the boxes of a score of 0.4 or more."""
 
 
 def paths_of(images):
@@ -85,7 +84,7 @@ def predict(options):
                 )
             if options.pictures:
                 picture = draw(record.image, *detections, classes)
-                picture.save(options.out / f"{Path(record.name).stem}.png")
+                picture.save(options.out / f"{record.name}.png")
     path = options.out / "predictions.json"
     rows = ",\n".join(json.dumps(entry) for entry in entries)
     path.write_text(f"[\n{rows}\n]\n")

@@ -10,11 +10,10 @@ import defusedxml
 import numpy as np
 from defusedxml import ElementTree
 
-from .images import image_size
+from .images import SUFFIXES, image_size
 from .records import DataError, Dataset, Record
 
 SPLITS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 BOX_TAGS = ("xmin", "ymin", "xmax", "ymax")
 COCO_KEYS = ("images", "annotations", "categories")
 HELD_OUT = 0.2  # of the images, where a data set brings only a training split
@@ -65,26 +64,26 @@ def _note_dropped(dropped):
     """One line that says which annotations lost boxes, or none."""
     if not dropped:
         return ()
-    count, names = sum(dropped.values()), ", ".join(sorted(dropped))
+    count, names = sum(dropped.values()), ", ".join(sorted(dropped)[:LISTED])
     return (f"left out {count} boxes without area inside the image: {names}",)
 
 
-def _split(classes, records, notes):
+def _split(source, classes, records, notes):
     """A data set in which every split has images, held out of `train` if need be.
 
     A missing test split is replaced by the validation split and the other way round.
     """
     train, val, test = (records.get(split, []) for split in SPLITS)
-    if not train:
-        raise DataError("the data set has no training images")
+    if not any(len(record.boxes) for record in train):
+        raise DataError(f"{source}: there is no training image with a box")
     if not val and not test:
         order = np.random.default_rng(0).permutation(len(train))
         held = max(1, round(HELD_OUT * len(train)))
         if held == len(train):
-            raise DataError("the data set needs at least two images")
+            raise DataError(f"{source}: at least two images are needed")
         val = [train[i] for i in sorted(order[:held])]
         train = [train[i] for i in sorted(order[held:])]
-        notes += (f"no val or test split: held {held} images out of train",)
+        notes += (f"no val or test split: {held} images of train serve as both",)
     elif not test or not val:
         missing, used = ("test", "val") if not test else ("val", "test")
         notes += (f"no {missing} split: {used} serves as both",)
@@ -115,7 +114,7 @@ def read_voc(folder, skip=False):
             records[stem] = _record(f"{stem}.xml", image, objects, dropped)
     notes = faults.judged(skip)
     splits = _voc_splits(folder, records, {path.stem for path in paths})
-    return _split(tuple(names), splits, notes + _note_dropped(dropped))
+    return _split(folder, tuple(names), splits, notes + _note_dropped(dropped))
 
 
 def _parse_xml(path):
@@ -157,7 +156,8 @@ def _voc_splits(folder, records, known):
         file = next((file for file in files if file.is_file()), None)
         if file is None:
             continue
-        stems = [line.split()[0] for line in file.read_text().splitlines() if line]
+        lines = file.read_text().splitlines()
+        stems = [line.split()[0] for line in lines if line.strip()]
         for stem in stems:
             if stem not in known:
                 raise DataError(f"{file}: {stem} has no Annotations/{stem}.xml")
@@ -182,7 +182,7 @@ def read_coco(annotations, images=None, skip=False):
     dropped, splits, first, faults = defaultdict(int), {}, None, Faults()
     for split, (file, folder) in files.items():
         content = _parse_json(file)
-        categories = {item["id"]: item["name"] for item in content["categories"]}
+        categories = _categories(file, content["categories"])
         first = first or categories
         if categories != first:
             raise DataError(f"{file}: its categories differ from {annotations}")
@@ -191,7 +191,18 @@ def read_coco(annotations, images=None, skip=False):
         )
     names = tuple(first[key] for key in sorted(first))
     notes = faults.judged(skip)
-    return _split(names, splits, notes + _note_dropped(dropped))
+    return _split(annotations, names, splits, notes + _note_dropped(dropped))
+
+
+def _categories(file, entries):
+    """The names of the categories by their ids."""
+    try:
+        categories = {item["id"]: str(item["name"]) for item in entries}
+    except (KeyError, TypeError):
+        raise DataError(f"{file}: a category lacks its id or its name") from None
+    if not entries or len(categories) < len(entries):
+        raise DataError(f"{file}: no categories, or two with the same id")
+    return categories
 
 
 def _sibling(path, split):
@@ -231,7 +242,8 @@ def _coco_records(file, content, category_ids, folder, dropped, faults):
     except (KeyError, TypeError) as error:
         raise DataError(f"{file}: a faulty entry of `images` ({error!r})") from None
     if unknown := objects.keys() - images.keys():
-        raise DataError(f"{file}: boxes of unlisted images, ids {sorted(unknown)[:5]}")
+        ids = sorted(unknown, key=str)[:5]
+        faults.append(f"{file}: boxes of unlisted images, ids {ids}")
     records = []
     for key, name in images.items():
         with faults.kept():

@@ -1,5 +1,7 @@
 """A model, its optimizer, and both on disk: whole or not at all, the newest found."""
 
+import logging
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -9,6 +11,10 @@ from flax import nnx
 from .config import Config
 from .model import Detector, strides_for
 from .records import DataError
+
+# What the threads that write cannot do is raised, too.
+for name in ("absl", "asyncio"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def schedule(updates, peak):
@@ -57,7 +63,12 @@ def checkpoints(folder):
 def save(manager, step, parts):
     """Keeps the state after a step of what `create` made."""
     state = nnx.state(parts)
-    manager.save(step, args=ocp.args.StandardSave(state))
+    try:
+        manager.save(step, args=ocp.args.StandardSave(state))
+    except ValueError as error:  # what the writer makes of a full disk
+        reason = str(error).rpartition(": ")[2]
+        place = f"{manager.directory}: step {step} could not be kept"
+        raise OSError(f"{place} ({reason}); --resume goes on from the last") from error
 
 
 def clear(manager):
@@ -83,6 +94,8 @@ def restore(folder):
         config, classes = Config.load(folder / "config.json")
     except FileNotFoundError as error:
         raise DataError(f"{folder}: there is no run ({error})") from None
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{folder / 'config.json'}: {error}") from None
     parts = create(config, classes)
     with checkpoints(folder) as manager:
         load(manager, parts)
