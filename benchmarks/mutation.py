@@ -2,7 +2,8 @@
 
 One operator, comparison or number of the library is altered at a time, by cosmic-ray,
 in a copy of the tree, and the tests of that module run until one fails. What none of
-them notices is a *survivor*: it is listed, to be read, and either tested or explained.
+them notices is a *survivor*: it is listed, to be read, and either tested or explained,
+in one sentence of the results (`why`).
 """
 
 import concurrent.futures
@@ -168,18 +169,21 @@ def run(config):
             folder.mkdir()
             copy(folder)
             free.put(folder)
-        # Tests that fail of themselves would notice everything.
-        for module in dict.fromkeys(each[0] for each in waiting):
-            result, seconds = outcome(folder, module, config.patience)
-            print(module, "as it is:", result, seconds, flush=True)
-            if result != "survived":
-                raise RuntimeError(f"the tests of {module} fail as it is: {result}")
         with concurrent.futures.ThreadPoolExecutor(config.workers) as pool:
             for row in pool.map(one, waiting):
                 rows.append(row)
                 told = row["outcome"], row["seconds"], row["module"], *row["change"]
                 print(len(rows), *told, flush=True)
                 save({"head": head, "rows": rows}, config.json)
+        # Tests that fail of themselves notice everything.
+        for module in dict.fromkeys(row["module"] for row in rows):
+            if ("survived", module) in {
+                (row["outcome"], row["module"]) for row in rows
+            }:
+                continue
+            result, _ = outcome(folder, module, config.patience)
+            if result != "survived":
+                raise RuntimeError(f"the tests of {module} fail as it is: {result}")
     return {"head": head, "rows": rows}
 
 
@@ -195,7 +199,15 @@ def table(results):
         lines.append([module, *map(str, count.values()), score])
     drawn = f"{len(rows)} of {head['of']:,} alterations"
     made = f"{drawn}; {head['device']}; commit {head['commit']}."
-    return f"{markdown(['module', *OUTCOMES, 'score'], lines)}\n\n{made}"
+    parts = [markdown(["module", *OUTCOMES, "score"], lines), made]
+    left = [row for row in rows if row["outcome"] == "survived"]
+    left = sorted(left, key=lambda row: (row["module"], row["line"]))
+    listed = []
+    for row in left:
+        change = "".join(f"    {line}\n" for line in row["change"])
+        why = row.get("why", "Not read yet.")
+        listed.append(f"`{row['module']}.py`: {why}\n\n{change}")
+    return "\n\n".join([*parts, *map(str.rstrip, listed)])
 
 
 def main():
