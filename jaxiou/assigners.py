@@ -57,7 +57,8 @@ def match_atss(
             after level.
         targets: `(*batch, m, 4)`, padded; leading axes broadcast.
         level_sizes: number of anchors on each level; their sum is n.
-        topk: candidates per level and target.
+        topk: candidates per level and target; the published code takes 9 for each of
+            the anchors that share a centre.
         where: `(*batch, m)`, False for padding.
         where_anchors: `(*batch, n)`, False for anchors to leave out.
         measure: any measure.

@@ -290,6 +290,11 @@ class TestCheckBoxes:
             with pytest.raises(ValueError, match=r"encoded offsets.*jaxiou\.decode"):
                 check_boxes(boxes, image_size=size)
 
+    def test_small_numbers_of_one_sign_are_no_offsets(self):
+        with pytest.raises(ValueError, match=r"jaxiou\.check_boxes: .*") as error:
+            check_boxes([[-0.3, -0.1, -0.5, -0.4], [-0.5, -0.9, -0.4, -0.3]])
+        assert "offsets" not in str(error.value)
+
     def test_normalised_against_pixels(self):
         boxes = np.array(GOOD) / [100, 80, 100, 80]
         check_boxes(boxes)

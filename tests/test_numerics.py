@@ -55,3 +55,21 @@ def test_ciou_stays_in_its_range_at_signed_zeros_and_thin_crosses(form, dtype):
     for x, y in ((a, b), (b, a)):
         value = np.asarray(jax.jit(form)(x, y), np.float64)
         assert value.min() >= -1.5 and value.max() <= 1
+
+
+@pytest.mark.parametrize("exponent", [0.25, 0.5, 0.9])
+def test_a_power_begins_as_a_parabola_that_joins_it(exponent, x64):
+    """Through 0, with the value and the slope of the power where it begins, at 1e-6."""
+    power = jax.vmap(jax.value_and_grad(lambda x: _numerics.power(x, exponent)))
+    seam = 1e-6
+    x = np.array([0.0, seam / 2, seam * (1 - 1e-12), seam * (1 + 1e-12), 0.3])
+    values, slopes = power(x)
+    assert values[0] == 0
+    np.testing.assert_allclose(values[2:], x[2:] ** exponent, rtol=1e-9)
+    np.testing.assert_allclose(
+        slopes[2:], exponent * x[2:] ** (exponent - 1), rtol=1e-9
+    )
+    # A parabola's slope falls evenly, from 2 - exponent times the height of the seam.
+    first = (2 - exponent) * seam ** (exponent - 1)
+    np.testing.assert_allclose(slopes[0], first, rtol=1e-9)
+    np.testing.assert_allclose(slopes[1], (slopes[0] + slopes[2]) / 2, rtol=1e-9)
