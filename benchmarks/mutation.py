@@ -9,6 +9,7 @@ in one sentence of the results (`why`).
 import concurrent.futures
 import dataclasses
 import difflib
+import hashlib
 import json
 import os
 import pathlib
@@ -63,7 +64,7 @@ class Config:
     """Draws them."""
     workers: int = 2
     """Copies of the tree that are tested at once."""
-    patience: int = 900
+    patience: int = 1800
     """Seconds of a core after which a run counts as noticed: it goes on for ever."""
     json: pathlib.Path = RESULT
     """Where the results go; those that are there are kept."""
@@ -120,9 +121,20 @@ def outcome(folder, module, patience):
     seconds = round(time.perf_counter() - began, 1)
     if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
         return "endless", seconds
-    if done.returncode not in (0, 1, 2):
+    if done.returncode in (4, 5):
         raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])
     return "noticed" if done.returncode else "survived", seconds
+
+
+def key(row):
+    """What names an alteration."""
+    return row["module"], row["operator"], row["occurrence"]
+
+
+def digest(module):
+    """What tells the text of a module from others."""
+    text = (ROOT / "jaxiou" / f"{module}.py").read_bytes()
+    return hashlib.sha256(text).hexdigest()[:8]
 
 
 def copy(folder):
@@ -138,12 +150,17 @@ def copy(folder):
 def run(config):
     """Tries what was drawn and is not among the results yet."""
     everything = [(m, *each) for m in TESTS for each in mutants(m)]
-    drawn = random.Random(config.seed).sample(everything, config.count)
+    count = min(config.count, len(everything))
+    drawn = random.Random(config.seed).sample(everything, count)
     rows = json.loads(config.json.read_text())["rows"] if config.json.exists() else []
+    # What was tried of another text of a module says nothing of this one.
+    rows = [row for row in rows if row["of"] == digest(row["module"])]
+    tried = {key(row): row for row in rows}
+    waiting = [each for each in drawn if each[:3] not in tried]
     if config.again:
-        rows = [row for row in rows if row["outcome"] != "survived"]
-    known = {(row["module"], row["operator"], row["occurrence"]) for row in rows}
-    waiting = [each for each in drawn if each[:3] not in known]
+        again = [row for row in rows if row["outcome"] == "survived"]
+        waiting = [(*key(row), row["line"]) for row in again]
+        rows = [row for row in rows if row not in again]
     head = {"device": device(), "commit": commit(), "of": len(everything)}
     free = queue.SimpleQueue()
 
@@ -160,8 +177,11 @@ def run(config):
             free.put(folder)
         lines = difflib.unified_diff(text.split("\n"), other.split("\n"), n=0)
         change = [x for x in lines if x[:1] in "+-" and x[:3] not in ("---", "+++")]
+        found = {"outcome": result, "seconds": seconds, "of": digest(module)}
+        if result == "survived" and "why" in tried.get(each[:3], {}):
+            found["why"] = tried[each[:3]]["why"]
         keys = dict(module=module, operator=name, occurrence=occurrence, line=line)
-        return {**keys, "change": change, "outcome": result, "seconds": seconds}
+        return {**keys, "change": change, **found}
 
     with tempfile.TemporaryDirectory() as place:
         for k in range(config.workers):

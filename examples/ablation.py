@@ -19,7 +19,7 @@ DEFAULTS = "defaults"
 CHOICES = {
     DEFAULTS: {},
     "--no-augment": {"augment": False},
-    "--assigner max_iou": {"assigner": "max_iou"},
+    "--assigner atss": {"assigner": "atss"},
 }
 
 

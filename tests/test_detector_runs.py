@@ -305,11 +305,11 @@ def test_other_ways_to_compute_give_about_the_same(choice):
     )
 
 
-def test_the_assigner_by_thresholds_teaches_the_detector_and_leaves_crowds_alone():
+def test_atss_teaches_the_detector_and_leaves_crowds_alone():
     dataset, config = tiny()
     batches = data.Batches(dataset, config.image_size, 8, 0)
     parts = state.create(config, dataset.classes)
-    chosen = config.box_loss, 1.0, ASSIGNERS["max_iou"]
+    chosen = config.box_loss, 1.0, ASSIGNERS["atss"]
     losses = [float(train.train_step(parts, batches(0), *chosen)["loss"])]
     for _ in range(24):
         losses.append(float(train.train_step(parts, batches(0), *chosen)["loss"]))

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import json
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import tyro
 
 from .command import command
-from .config import Config
+from .config import ALONE, Config
 from .data import load, typical_size
 from .pictures import draw_curves, draw_predictions
 from .precision import check, evaluate, table
@@ -39,13 +40,12 @@ def run(config):
     if not config.resume and (config.out / "checkpoints").is_dir():
         print(f"{config.out}: begins anew, the checkpoints of an earlier run go")
     config.out.mkdir(parents=True, exist_ok=True)
-    config.save(config.out / "config.json", dataset.classes)
     for note in dataset.notes:
         print(note)
     counts = (len(dataset.train), len(dataset.val), len(dataset.test))
     print("images: {} train, {} val, {} test".format(*counts), end="; ")
     print(f"{len(dataset.classes)} classes, up to {dataset.most_boxes()} boxes")
-    labels = np.concatenate([record.labels for record in dataset.train])
+    labels = np.concatenate([r.labels[~r.ignore] for r in dataset.train])
     counts = np.bincount(labels, minlength=len(dataset.classes))
     named = zip(dataset.classes, counts, strict=True)
     print("boxes to learn:", ", ".join(f"{name} {count:,}" for name, count in named))
@@ -91,14 +91,11 @@ def resumed(given):
     if last is None:
         raise DataError(f"--resume: {out} has no checkpoint to go on from")
     config, _ = Config.load(out / "config.json")
-    default, free = Config(), ("out", "resume", "coordinator", "processes", "process")
     for name, value in vars(given).items():
-        own = (getattr(default, name), getattr(config, name))
-        if name not in free and value not in own:
+        if name not in ("out", *ALONE) and value not in (None, getattr(config, name)):
             flag = f"--{name.replace('_', '-')} {value}"
-            raise DataError(
-                f"--resume goes on with the choices of {out}, without {flag}"
-            )
+            text = f"--resume goes on with the choices of {out}, without {flag}"
+            raise DataError(text)
     lines = []
     for text in (out / "metrics.jsonl").read_text().splitlines():
         try:
@@ -119,16 +116,23 @@ def arguments(given=None):
     if known.config:
         try:
             default, _ = Config.load(known.config)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except OSError as error:
             raise DataError(f"--config {known.config}: {error}") from None
     about = f"{Config.__doc__}\n\n--config FILE.json reads choices from a file first."
-    return tyro.cli(
+    parse = functools.partial(
+        tyro.cli,
         Config,
         prog="python -m examples.detector",
         description=about,
-        default=default,
         args=rest,
     )
+    config = parse(default=default)
+    path = config.out / "config.json"
+    if config.resume and path.is_file():
+        # What is not said is as it was.
+        saved, _ = Config.load(path)
+        config = parse(default=dataclasses.replace(saved, out=config.out))
+    return config
 
 
 def main():

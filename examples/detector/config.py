@@ -11,6 +11,7 @@ import optax
 import jaxiou
 
 from .assign import ASSIGNERS
+from .records import DataError
 
 
 def smooth_l1(boxes, targets, *, where):
@@ -31,6 +32,9 @@ LOSSES = {
     "nwd": functools.partial(jaxiou.box_loss, measure=jaxiou.nwd(constant=32.0)),
     "smooth_l1": smooth_l1,
 }
+
+# Choices of one start of a run, which another like it does not repeat.
+ALONE = ("resume", "coordinator", "processes", "process")
 
 PRESETS = {"small": {"width": 64, "depth": 1}, "base": {"width": 128, "depth": 2}}
 
@@ -57,7 +61,7 @@ class Config:
     box_weight: float = 1.0
     """What the loss of the boxes counts, where that of the classes counts 1."""
 
-    assigner: Literal[tuple(ASSIGNERS)] = "atss"
+    assigner: Literal[tuple(ASSIGNERS)] = "max_iou"
     """Which anchors learn which target."""
 
     steps: int = 2800
@@ -136,12 +140,15 @@ class Config:
                 raise ValueError(f"{name} {chosen}: there are {', '.join(known)}")
         counts = "steps", "digit_images", "evaluations", "save_every", "accumulate"
         numbers = {name: getattr(self, name) for name in counts} | self.network
-        numbers |= {"batch_size": self.batch_size or 1, "devices": self.devices or 1}
+        optional = {"batch_size": self.batch_size, "devices": self.devices}
+        numbers |= {name: x for name, x in optional.items() if x is not None}
         for name, number in numbers.items():
             if number < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
-        if self.workers < 0 or self.learning_rate <= 0:
-            raise ValueError("--workers must not be negative, --learning-rate positive")
+        if min(self.workers, self.seed) < 0 or not self.learning_rate > 0:
+            raise ValueError(
+                "--workers and --seed must not be negative, --learning-rate positive"
+            )
         if self.image_size and (len(self.image_size) != 2 or min(self.image_size) < 16):
             raise ValueError("--image-size must be two numbers, at least 16")
         if self.network["width"] % 32:
@@ -162,18 +169,28 @@ class Config:
     def save(self, path, classes):
         """Writes the configuration and the names of the classes as JSON."""
         fields = dataclasses.asdict(self) | {"out": str(self.out), "classes": classes}
-        del fields["resume"]  # a run like this one begins at its beginning
-        path.write_text(json.dumps(fields, indent=2) + "\n")
+        for name in ALONE:
+            del fields[name]
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(fields, indent=2) + "\n")
+        part.replace(path)
 
     @classmethod
     def load(cls, path):
         """The configuration and the names of the classes that `save` wrote."""
-        fields = json.loads(path.read_text())
-        if not isinstance(fields, dict):
-            raise ValueError("not a JSON object")
-        classes = tuple(fields.pop("classes", ()))
-        if "out" in fields:
-            fields["out"] = Path(fields["out"])
-        if fields.get("image_size"):
-            fields["image_size"] = tuple(fields["image_size"])
-        return cls(**fields), classes
+        try:
+            fields = json.loads(path.read_text())
+            if not isinstance(fields, dict):
+                raise ValueError("not a JSON object")
+            classes = tuple(fields.pop("classes", ()))
+            if "out" in fields:
+                fields["out"] = Path(fields["out"])
+            if fields.get("image_size"):
+                fields["image_size"] = tuple(fields["image_size"])
+            for name, value in fields.items():
+                kind = type(getattr(cls, name, None))
+                if kind in (bool, int, str) and type(value) is not kind:
+                    raise ValueError(f"{name} is {value!r}, no {kind.__name__}")
+            return cls(**fields), classes
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path}: {error}") from None

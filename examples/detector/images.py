@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 from .records import DataError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # of EXIF
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
@@ -54,6 +54,8 @@ def read_image(record):
         return record.image
     with opened(record.image) as image:
         image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16 bits, which `convert` would cut off
+        if image.mode in ("I", "F"):
+            raise DataError(f"{record.image}: 32 bits a pixel; make them 8 or 16")
+        if image.mode.startswith("I;16"):  # which `convert` would cut off
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         return np.asarray(image.convert("RGB"))

@@ -197,8 +197,8 @@ def read_coco(annotations, images=None, skip=False):
 def _categories(file, entries):
     """The names of the categories by their ids."""
     try:
-        categories = {item["id"]: str(item["name"]) for item in entries}
-    except (KeyError, TypeError):
+        categories = {int(item["id"]): str(item["name"]) for item in entries}
+    except (KeyError, TypeError, ValueError):
         raise DataError(f"{file}: a category lacks its id or its name") from None
     if not entries or len(categories) < len(entries):
         raise DataError(f"{file}: no categories, or two with the same id")
@@ -238,7 +238,7 @@ def _coco_records(file, content, category_ids, folder, dropped, faults):
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             faults.append(f"{file}: annotation number {number} is faulty ({error!r})")
     try:
-        images = {item["id"]: item["file_name"] for item in content["images"]}
+        images = {item["id"]: Path(item["file_name"]) for item in content["images"]}
     except (KeyError, TypeError) as error:
         raise DataError(f"{file}: a faulty entry of `images` ({error!r})") from None
     if unknown := objects.keys() - images.keys():
@@ -247,5 +247,5 @@ def _coco_records(file, content, category_ids, folder, dropped, faults):
     records = []
     for key, name in images.items():
         with faults.kept():
-            records.append(_record(name, folder / name, objects[key], dropped))
+            records.append(_record(str(name), folder / name, objects[key], dropped))
     return records

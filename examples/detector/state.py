@@ -94,8 +94,6 @@ def restore(folder):
         config, classes = Config.load(folder / "config.json")
     except FileNotFoundError as error:
         raise DataError(f"{folder}: there is no run ({error})") from None
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{folder / 'config.json'}: {error}") from None
     parts = create(config, classes)
     with checkpoints(folder) as manager:
         load(manager, parts)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 import jaxiou
 
-from .assign import ASSIGNERS, atss
+from .assign import ASSIGNERS, max_iou
 from .data import Batches
 from .model import anchors_for, level_sizes
 from .precision import evaluate
@@ -27,7 +27,7 @@ class Diverged(RuntimeError):
     """The loss is no number any more; the message says what was kept."""
 
 
-def detection_loss(model, batch, box_loss, box_weight=1.0, assign=atss):
+def detection_loss(model, batch, box_loss, box_weight=1.0, assign=max_iou):
     """The loss of a batch and its two parts, per anchor that has a target.
 
     Every target is padding unless `where`; the shapes say nothing of how many there
@@ -52,7 +52,7 @@ def detection_loss(model, batch, box_loss, box_weight=1.0, assign=atss):
 
 
 @nnx.jit(static_argnames=("box_loss", "assign"))
-def train_step(parts, batch, box_loss, box_weight=1.0, assign=atss):
+def train_step(parts, batch, box_loss, box_weight=1.0, assign=max_iou):
     """Updates what `create` made and returns the losses."""
     model, optimizer = parts
     gradient = nnx.value_and_grad(detection_loss, has_aux=True)
@@ -122,6 +122,8 @@ def train(config, dataset, log):
         else:
             first = 0
             clear(manager)
+            if jax.process_index() == 0:
+                config.save(config.out / "config.json", dataset.classes)
         bar = tqdm(
             batches.run(first, config.steps, config.workers),
             initial=first,
@@ -145,11 +147,11 @@ def train(config, dataset, log):
                 rate = round(float(rate_of(step // config.accumulate)), 7)
                 seconds = round(time.perf_counter() - began, 2)
                 log({"step": step, **losses, "learning_rate": rate, "seconds": seconds})
-            if step % config.save_every == 0 or step == config.steps:
-                check(config, *before)
-                save(manager, step, parts)
             if step in marks and jax.process_index() == 0:
                 report, _ = evaluate(parts[0], dataset.val, dataset.classes, size)
                 log({"step": step, "split": "val", **report})
                 bar.set_description(f"AP50 {report['AP50'] or 0:.3f}")
+            if step % config.save_every == 0 or step == config.steps:
+                check(config, *before)
+                save(manager, step, parts)
     return parts[0]
