@@ -190,8 +190,9 @@ def run(config):
             copy(folder)
             free.put(folder)
         with concurrent.futures.ThreadPoolExecutor(config.workers) as pool:
-            for row in pool.map(one, waiting):
-                rows.append(row)
+            running = [pool.submit(one, each) for each in waiting]
+            for future in concurrent.futures.as_completed(running):
+                rows.append(row := future.result())
                 told = row["outcome"], row["seconds"], row["module"], *row["change"]
                 print(len(rows), *told, flush=True)
                 save({"head": head, "rows": rows}, config.json)
