@@ -33,10 +33,10 @@ RESULT = pathlib.Path(__file__).with_suffix(".json")
 # The cheapest first: the first failure ends a run.
 TESTS = {
     "_numerics": "numerics golden measures gaussian variants",
-    "boxes": "boxes anchors golden_boxes",
-    "measures": "golden measures variants losses",
-    "matching": "matching ties golden_assigners processes",
-    "suppression": "suppression ties rescoring golden_suppression",
+    "boxes": "stability boxes anchors golden_boxes",
+    "measures": "stability golden measures variants losses",
+    "matching": "stability matching ties golden_assigners processes",
+    "suppression": "stability suppression ties rescoring golden_suppression",
 }
 # Replaced by these an expression fails wherever it runs, which proves nothing.
 TRIVIAL = re.compile(

@@ -294,6 +294,8 @@ class TestCheckBoxes:
         with pytest.raises(ValueError, match=r"jaxiou\.check_boxes: .*") as error:
             check_boxes([[-0.3, -0.1, -0.5, -0.4], [-0.5, -0.9, -0.4, -0.3]])
         assert "offsets" not in str(error.value)
+        with pytest.raises(ValueError, match="look like xywh given as xyxy: 2 of 2"):
+            check_boxes([[5, 5, 2, 2], [6, 6, 1, 3]])
 
     def test_normalised_against_pixels(self):
         boxes = np.array(GOOD) / [100, 80, 100, 80]
