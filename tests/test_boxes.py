@@ -307,6 +307,13 @@ class TestCheckBoxes:
         with pytest.raises(ValueError, match=r"pixels.*\[30.0, 20.0, 50.0, 60.0\]"):
             check_boxes(GOOD, image_size=(1, 1))
 
+    def test_up_to_two_sides_of_the_image_are_no_pixels(self):
+        with pytest.raises(ValueError, match="pixels"):
+            check_boxes([[0.0, 0.0, 2.01, 1.0]], image_size=(1, 1))
+        with pytest.raises(ValueError, match=r"jaxiou\.check_boxes") as error:
+            check_boxes([[0.0, 0.0, 2.0, 1.0]], image_size=(1, 1))
+        assert "pixels" not in str(error.value)
+
     @pytest.mark.parametrize("layout", ["xywh", "cxcywh"])
     def test_other_layouts(self, layout):
         boxes = convert(GOOD, "xyxy", layout)
