@@ -216,6 +216,8 @@ class TestClip:
     def test_sizes_that_do_not_fit(self):
         with pytest.raises(ValueError, match=r"`height` has shape \(2,\).*\[:, None\]"):
             clip(np.zeros((2, 3, 4)), np.array([6, 4]), 5)
+        with pytest.raises(ValueError, match=r"has shape \(2, 3\), wanted one that"):
+            clip(np.zeros((3, 4)), np.full((2, 3), 6), 5)
 
     def test_integer_boxes_want_integer_sizes(self):
         with pytest.raises(TypeError, match="`width` is float32, wanted an integer"):
