@@ -178,8 +178,10 @@ def run(config):
         lines = difflib.unified_diff(text.split("\n"), other.split("\n"), n=0)
         change = [x for x in lines if x[:1] in "+-" and x[:3] not in ("---", "+++")]
         found = {"outcome": result, "seconds": seconds, "of": digest(module)}
-        if result == "survived" and "why" in tried.get(each[:3], {}):
-            found["why"] = tried[each[:3]]["why"]
+        if before := tried.get(each[:3]):
+            found["again"] = True
+            if result == "survived" and "why" in before:
+                found["why"] = before["why"]
         keys = dict(module=module, operator=name, occurrence=occurrence, line=line)
         return {**keys, "change": change, **found}
 
@@ -213,11 +215,14 @@ def table(results):
         count = {outcome: own.count(outcome) for outcome in OUTCOMES}
         noticed = count["noticed"] + count["endless"]
         tried = noticed + count["survived"]
-        score = f"{100 * noticed / tried:.0f} %" if tried else ""
-        lines.append([module, *map(str, count.values()), score])
+        later = [row for row in rows if "again" in row and row["outcome"] != "survived"]
+        later = sum(module in (row["module"], "all") for row in later)
+        scores = (noticed - later, noticed) if tried else ()
+        scores = [f"{100 * score / tried:.0f} %" for score in scores] or ["", ""]
+        lines.append([module, *map(str, count.values()), *scores])
     drawn = f"{len(rows)} of {head['of']:,} alterations"
     made = f"{drawn}; {head['device']}; commit {head['commit']}."
-    parts = [markdown(["module", *OUTCOMES, "score"], lines), made]
+    parts = [markdown(["module", *OUTCOMES, "at first", "score"], lines), made]
     left = [row for row in rows if row["outcome"] == "survived"]
     left = sorted(left, key=lambda row: (row["module"], row["line"]))
     listed = []
