@@ -344,6 +344,9 @@ def test_sixteen_bits_of_grey_are_not_cut_off(tmp_path):
     Image.fromarray(grey).save(path)
     record = Record("a", path, (1, 4), *(np.zeros(0),) * 3)
     np.testing.assert_array_equal(images.read_image(record)[0, :, 1], grey[0] >> 8)
+    Image.fromarray(np.float32([[0.5]])).save(path, "TIFF")
+    with pytest.raises(DataError, match=r"a\.png: .*32 bits"):
+        images.read_image(record)
 
 
 def test_an_image_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):

@@ -55,7 +55,7 @@ def read_image(record):
     with opened(record.image) as image:
         image = ImageOps.exif_transpose(image)
         if image.mode in ("I", "F"):
-            raise DataError(f"{record.image}: 32 bits a pixel; make them 8 or 16")
+            raise ValueError("32 bits a pixel; make them 8 or 16")
         if image.mode.startswith("I;16"):  # which `convert` would cut off
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         return np.asarray(image.convert("RGB"))
