@@ -136,6 +136,22 @@ def test_a_new_run_in_an_old_folder_keeps_its_own_weights(tmp_path):
             np.testing.assert_array_equal(x, y)
 
 
+def test_choices_are_written_when_old_checkpoints_are_gone(tmp_path, monkeypatch):
+    """Killed before, a run would be resumed with the weights of another."""
+    dataset, _ = tiny()
+    config = small(tmp_path)
+    config.save(tmp_path / "config.json", dataset.classes)
+
+    def killed(manager):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "create", lambda *_: (None, None))
+    monkeypatch.setattr(train, "clear", killed)
+    with pytest.raises(KeyboardInterrupt):
+        quiet(dataclasses.replace(config, seed=1), dataset)
+    assert Config.load(tmp_path / "config.json")[0].seed == 0
+
+
 def test_what_was_logged_after_the_checkpoint_is_logged_again(tmp_path):
     dataset, _ = tiny()
     config = small(tmp_path)
