@@ -22,7 +22,7 @@ from benchmarks.report import markdown
 
 from .detector.config import LOSSES as EVERY
 from .detector.config import Config
-from .detector.data import load, typical_size
+from .detector.data import completed, load
 from .detector.precision import evaluate
 from .detector.records import DataError
 from .detector.train import train
@@ -114,13 +114,12 @@ def prepared(study, base):
     """What does not vary, the data, their name, and the arguments that say so."""
     base = dataclasses.replace(base, data=study.data, evaluations=1, devices=1)
     dataset = load(base)
-    photographs = dataset.photographs
     base = dataclasses.replace(
         base,
-        steps=study.steps or (300 if photographs else 600),
-        batch_size=base.batch_size or (8 if photographs else 16),
-        image_size=study.image_size or base.image_size or typical_size(dataset),
+        steps=study.steps or (300 if dataset.photographs else 600),
+        image_size=study.image_size or base.image_size,
     )
+    base = completed(base, dataset)
     kind, _, rest = study.data.partition(":")
     stem = name = Path(rest.partition(":")[0]).stem or kind
     typed = [] if kind == "digits" else ["--data", f"{kind}:{stem}"]

@@ -231,6 +231,7 @@ def test_flags_override_the_file_which_overrides_defaults(tmp_path):
         '{"batch_size": -3}': "--batch-size must be at least 1",
         '{"workers": -1}': "--workers",
         '{"learning_rate": 0}': "--learning-rate",
+        '{"anchor_ratios": [1, 2]}': "three positive",
     }
     for text, message in faults.items():
         path.write_text(text)
@@ -255,18 +256,13 @@ def test_devices_share_a_batch(tmp_path):
         train.sharing(dataclasses.replace(config, devices=3))
 
 
-@pytest.mark.slow
-def test_processes_share_a_batch(tmp_path):
+def in_two_processes(flags):
+    """Runs the detector in both, until they end."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    source = photographs(tmp_path / "data")
-    flags = (
-        f"--data {source} --image-size 96 96 --steps 3 --batch-size 8 --width 32 "
-        f"--evaluations 1 --coordinator localhost:{port} --processes 2 "
-        f"--out {tmp_path / 'two'}"
-    )
-    start = [sys.executable, "-m", "examples.detector", *flags.split(), "--process"]
+    flags = f"{flags} --coordinator localhost:{port} --processes 2 --process"
+    start = [sys.executable, "-m", "examples.detector", *flags.split()]
     within = dict(cwd=ROOT, env=environment(), stderr=subprocess.PIPE)
     both = [subprocess.Popen([*start, str(k)], **within) for k in (0, 1)]
     try:
@@ -276,14 +272,26 @@ def test_processes_share_a_batch(tmp_path):
     finally:
         for process in both:
             process.kill()
+
+
+@pytest.mark.slow
+def test_processes_share_a_batch_and_go_on(tmp_path):
+    source, out = photographs(tmp_path / "data"), tmp_path / "two"
+    shape = "--image-size 96 96 --steps 3 --batch-size 8 --width 32"
+    in_two_processes(f"--data {source} {shape} --evaluations 1 --out {out}")
     config = dataclasses.replace(small(tmp_path / "one"), steps=3, data=source)
-    lines = []
-    quiet(config, data.load(config), lines.append)
-    text = (tmp_path / "two" / "metrics.jsonl").read_text()
-    two = [json.loads(line) for line in text.splitlines()]
+    lines, dataset = [], data.load(config)
+    quiet(data.completed(config, dataset), dataset, lines.append)
+    written = (out / "metrics.jsonl").read_text().splitlines()
+    two = [json.loads(line) for line in written]
     assert two[0]["step"] == lines[0]["step"] == 3
     assert two[0]["loss"] == pytest.approx(lines[0]["loss"], rel=1e-3)
     assert two[-1]["split"] == "test"
+    # Nothing is left to learn: the weights that both of them load are looked at again.
+    in_two_processes(f"--resume --out {out}")
+    again = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()]
+    two[-1].pop("seconds"), again[-1].pop("seconds")
+    assert again == two
 
 
 def test_averaged_gradients_are_those_of_a_larger_batch():

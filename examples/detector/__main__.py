@@ -13,9 +13,9 @@ import tyro
 
 from .command import command
 from .config import ALONE, Config
-from .data import load, typical_size
+from .data import completed, load
 from .pictures import draw_curves, draw_predictions
-from .precision import check, evaluate, table
+from .precision import evaluate, table
 from .records import DataError
 from .state import checkpoints
 from .train import sharing, train
@@ -28,11 +28,7 @@ def run(config):
     if config.resume:
         config, lines = resumed(config)
     dataset = load(config, config.skip_faulty)
-    config = dataclasses.replace(
-        config,
-        batch_size=config.batch_size or (8 if dataset.photographs else 16),
-        image_size=config.image_size or typical_size(dataset),
-    )
+    config = completed(config, dataset)
     if jax.process_index() > 0:
         train(config, dataset, lambda line: None)
         return None
@@ -73,8 +69,6 @@ def run(config):
         config.out / "predictions.png", dataset.test, found, dataset.classes
     )
     print(table(report))
-    # Last, when everything is kept.
-    check(report, dataset.test, found, dataset.classes)
     print(f"{len(dataset.test)} test images; {seconds:.0f} s in all")
     for name in ("predictions.png", "curves.png", "metrics.jsonl", "config.json"):
         print(config.out / name)

@@ -4,7 +4,6 @@ import functools
 
 import jax
 import numpy as np
-from faster_coco_eval import COCO, COCOeval_faster
 from flax import nnx
 
 import jaxiou
@@ -108,48 +107,6 @@ def _mean(precision):
     """The mean over what is defined, or None where nothing is."""
     defined = precision[~np.isnan(precision)]
     return round(float(defined.mean()), 4) if defined.size else None
-
-
-def by_coco(records, found, classes):
-    """The `AP` and `AP50` of the same detections by the code of the COCO challenge."""
-    truth, answers = [], []
-    for image, (record, (boxes, labels, scores)) in enumerate(
-        zip(records, found, strict=True), 1
-    ):
-        for box, label, ignore in zip(
-            record.boxes, record.labels, record.ignore, strict=True
-        ):
-            truth.append(_entry(image, box, label) | {"iscrowd": int(ignore)})
-        for box, label, score in zip(boxes, labels, scores, strict=True):
-            answers.append(_entry(image, box, label) | {"score": float(score)})
-    for number, entry in enumerate(truth, 1):
-        entry["id"] = number
-    images = [{"id": i} for i in range(1, len(records) + 1)]
-    categories = [{"id": k, "name": name} for k, name in enumerate(classes, 1)]
-    coco = COCO({"images": images, "categories": categories, "annotations": truth})
-    evaluation = COCOeval_faster(coco, coco.loadRes(answers), "bbox")
-    evaluation.evaluate()
-    evaluation.accumulate()
-    # By threshold, recall, class, area and number of detections; -1 is undefined.
-    precision = evaluation.eval["precision"][..., 0, -1]
-    precision = np.where(precision > -1, precision, np.nan)
-    return {"AP": _mean(precision), "AP50": _mean(precision[0])}
-
-
-def _entry(image, box, label):
-    """A box as COCO writes it."""
-    x1, y1, x2, y2 = map(float, box)
-    bbox = [x1, y1, x2 - x1, y2 - y1]
-    entry = {"image_id": image, "category_id": int(label) + 1, "bbox": bbox}
-    return entry | {"area": bbox[2] * bbox[3]}
-
-
-def check(report, records, found, classes):
-    """Compares a report with what the code of the COCO challenge says."""
-    for name, value in by_coco(records, found, classes).items():
-        ours = report[name]
-        if (ours is None) != (value is None) or abs((ours or 0) - (value or 0)) > 2e-4:
-            raise RuntimeError(f"{name} is {ours}, but {value} by COCO's own code")
 
 
 def evaluate(model, records, classes, size, areas=None):

@@ -18,10 +18,15 @@ BOX_TAGS = ("xmin", "ymin", "xmax", "ymax")
 COCO_KEYS = ("images", "annotations", "categories")
 HELD_OUT = 0.2  # of the images, where a data set brings only a training split
 LISTED = 20  # faults that are written out
+FAR_OUT = 0.05  # of the side of an image
+SUSPICIOUS = 0.2  # of all boxes
 
 
 class Faults(list):
-    """What is wrong with the files of a data set, one line each."""
+    """What is wrong with the files of a data set, one line each, and with its boxes."""
+
+    def __init__(self):
+        self.dropped, self.boxes, self.beyond = defaultdict(int), 0, 0
 
     @contextlib.contextmanager
     def kept(self):
@@ -38,34 +43,42 @@ class Faults(list):
         if self and not skip:
             text = "\n  ".join(lines)
             raise DataError(f"{text}; --skip-faulty leaves out what is faulty")
-        return tuple(f"left out: {line}" for line in lines)
+        notes = [f"left out: {line}" for line in lines]
+        if self.dropped:
+            count = sum(self.dropped.values())
+            names = ", ".join(sorted(self.dropped)[:LISTED])
+            notes.append(
+                f"left out {count} boxes without area inside the image: {names}"
+            )
+        if self.beyond > SUSPICIOUS * self.boxes:
+            notes.append(
+                f"{self.beyond} of {self.boxes} boxes reach far out of their images: "
+                "COCO's are [x, y, width, height], VOC's two corners, both in pixels"
+            )
+        return tuple(notes)
 
 
-def _record(source, image, objects, dropped):
+def _record(source, image, objects, faults):
     """A record of the objects, `(box, label, ignore, outline)` with an area.
 
-    Boxes are clipped to the image. Those without an area are counted in `dropped`
-    under `source`, the name of the annotation.
+    Boxes are clipped to the image. Those without an area are counted in `faults` under
+    `source`, the name of the annotation.
     """
     height, width = image_size(image)
     boxes = np.array([box for box, *_ in objects], np.float32).reshape(-1, 4)
-    inside = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
+    size = np.array([width, height, width, height], np.float32)
+    inside = np.clip(boxes, 0, size)
     keep = (inside[:, 2:] > inside[:, :2]).all(1)
     if len(boxes) > keep.sum():
-        dropped[source] += len(boxes) - int(keep.sum())
+        faults.dropped[source] += len(boxes) - int(keep.sum())
+    faults.boxes += len(boxes)
+    faults.beyond += int((abs(boxes - inside) > FAR_OUT * size).any(1).sum())
     labels = np.array([label for _, label, *_ in objects], np.int32)[keep]
     ignore = np.array([ignore for *_, ignore, _ in objects], bool)[keep]
     outlines = tuple(objects[index][-1] for index in np.flatnonzero(keep))
-    size = (height, width)
-    return Record(image.stem, image, size, inside[keep], labels, ignore, outlines)
-
-
-def _note_dropped(dropped):
-    """One line that says which annotations lost boxes, or none."""
-    if not dropped:
-        return ()
-    count, names = sum(dropped.values()), ", ".join(sorted(dropped)[:LISTED])
-    return (f"left out {count} boxes without area inside the image: {names}",)
+    return Record(
+        image.stem, image, (height, width), inside[keep], labels, ignore, outlines
+    )
 
 
 def _split(source, classes, records, notes):
@@ -74,7 +87,7 @@ def _split(source, classes, records, notes):
     A missing test split is replaced by the validation split and the other way round.
     """
     train, val, test = (records.get(split, []) for split in SPLITS)
-    if not any(len(record.boxes) for record in train):
+    if all(record.ignore.all() for record in train):
         raise DataError(f"{source}: there is no training image with a box")
     if not val and not test:
         order = np.random.default_rng(0).permutation(len(train))
@@ -106,15 +119,15 @@ def read_voc(folder, skip=False):
             parsed[path.stem] = _parse_xml(path)
     names = sorted({name for _, objects in parsed.values() for _, name, _ in objects})
     classes = {name: i for i, name in enumerate(names)}
-    dropped, records = defaultdict(int), {}
+    records = {}
     for stem, (filename, objects) in parsed.items():
         image = _voc_image(folder / "JPEGImages", stem, filename)
         objects = [(box, classes[name], hard, None) for box, name, hard in objects]
         with faults.kept():
-            records[stem] = _record(f"{stem}.xml", image, objects, dropped)
+            records[stem] = _record(f"{stem}.xml", image, objects, faults)
     notes = faults.judged(skip)
     splits = _voc_splits(folder, records, {path.stem for path in paths})
-    return _split(folder, tuple(names), splits, notes + _note_dropped(dropped))
+    return _split(folder, tuple(names), splits, notes)
 
 
 def _parse_xml(path):
@@ -179,19 +192,16 @@ def read_coco(annotations, images=None, skip=False):
             file, folder = _sibling(annotations, name), _sibling(images, name)
             if file != annotations and file.is_file():
                 files.setdefault(split, (file, folder if folder.is_dir() else images))
-    dropped, splits, first, faults = defaultdict(int), {}, None, Faults()
+    splits, first, faults = {}, None, Faults()
     for split, (file, folder) in files.items():
         content = _parse_json(file)
         categories = _categories(file, content["categories"])
         first = first or categories
         if categories != first:
             raise DataError(f"{file}: its categories differ from {annotations}")
-        splits[split] = _coco_records(
-            file, content, sorted(first), folder, dropped, faults
-        )
+        splits[split] = _coco_records(file, content, sorted(first), folder, faults)
     names = tuple(first[key] for key in sorted(first))
-    notes = faults.judged(skip)
-    return _split(annotations, names, splits, notes + _note_dropped(dropped))
+    return _split(annotations, names, splits, faults.judged(skip))
 
 
 def _categories(file, entries):
@@ -225,7 +235,7 @@ def _parse_json(path):
     raise DataError(f"{path}: lacks one of the lists {', '.join(COCO_KEYS)}")
 
 
-def _coco_records(file, content, category_ids, folder, dropped, faults):
+def _coco_records(file, content, category_ids, folder, faults):
     """The records of one annotation file, one for each of its images."""
     labels = {key: index for index, key in enumerate(category_ids)}
     objects = defaultdict(list)
@@ -247,5 +257,5 @@ def _coco_records(file, content, category_ids, folder, dropped, faults):
     records = []
     for key, name in images.items():
         with faults.kept():
-            records.append(_record(str(name), folder / name, objects[key], dropped))
+            records.append(_record(str(name), folder / name, objects[key], faults))
     return records
