@@ -209,6 +209,58 @@ def test_voc_without_splits_holds_images_out(tmp_path):
     assert len(dataset.test) == 2 and sorted(names) == sorted(map(str, range(10)))
 
 
+def moved(folder, layout):
+    """A VOC data set as some tools write it, with its images in upper case."""
+    for image in (folder / "JPEGImages").iterdir():
+        image.rename(image.with_suffix(".JPG"))
+    if layout == "small letters":
+        (folder / "JPEGImages").rename(folder / "images")
+        (folder / "Annotations").rename(folder / "annotations")
+        return
+    for split, names in {"train": "ab", "valid": "c"}.items():
+        places = {
+            "beside each other": (folder / split, folder / split),
+            "in folders of their own": (
+                folder / "images" / split,
+                folder / "annotations" / split,
+            ),
+        }
+        for place, old in zip(
+            places[layout], ("JPEGImages", "Annotations"), strict=True
+        ):
+            place.mkdir(parents=True, exist_ok=True)
+            for file in (folder / old).iterdir():
+                if file.stem in names:
+                    file.rename(place / file.name)
+    (folder / "JPEGImages").rmdir(), (folder / "Annotations").rmdir()
+
+
+@pytest.mark.parametrize(
+    "layout", ["small letters", "beside each other", "in folders of their own"]
+)
+def test_voc_in_other_folders(tmp_path, layout):
+    voc(tmp_path, OBJECTS, {})
+    moved(tmp_path, layout)
+    dataset = readers.read_voc(tmp_path)
+    names = [
+        [record.name for record in split] for split in (dataset.train, dataset.val)
+    ]
+    if layout == "small letters":
+        assert sorted(names[0] + names[1]) == ["a", "b", "c"]
+    else:
+        assert names == [["a", "b"], ["c"]]
+    assert dataset.classes == ("cat", "dog")
+
+
+def test_voc_names_an_image_otherwise(tmp_path):
+    voc(tmp_path, OBJECTS, {})
+    (tmp_path / "JPEGImages" / "a.jpg").rename(tmp_path / "JPEGImages" / "0001.jpg")
+    path = tmp_path / "Annotations" / "a.xml"
+    path.write_text(path.read_text().replace("a.jpg", "elsewhere/0001.jpg"))
+    dataset = readers.read_voc(tmp_path)
+    assert "0001" in [record.name for record in (*dataset.train, *dataset.val)]
+
+
 def coco(path, images, crowd=0, categories=(7, 90)):
     """Writes a COCO file with one box of each category in every image."""
     for name in images:

@@ -1,6 +1,7 @@
 """Reads data sets in Pascal VOC and COCO form."""
 
 import contextlib
+import functools
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -104,29 +105,36 @@ def _split(source, classes, records, notes):
 
 
 def read_voc(folder, skip=False):
-    """Reads `Annotations/*.xml`, `JPEGImages/` and `ImageSets/Main/{split}.txt`.
+    """Reads annotations in `Annotations/`, or else wherever in the folder they are.
 
-    Difficult objects become boxes to ignore. VOC counts pixels from one and names the
-    first and the last pixel inside a box, so an object from 1 to 10 covers 0 to 10.
+    Their images are beside them, or in a folder `JPEGImages` or `images` beside theirs.
+    The files `ImageSets/Main/{split}.txt` name the images of the splits; or the folders
+    that annotations are in do. Difficult objects become boxes to ignore. VOC counts
+    pixels from one and names the first and the last pixel inside a box, so an object
+    from 1 to 10 covers 0 to 10.
     """
     folder = Path(folder)
-    paths = sorted(folder.glob("Annotations/*.xml"))
+    named = [folder / name for name in ("Annotations", "annotations")]
+    root = next((place for place in named if place.is_dir()), folder)
+    paths = sorted(root.rglob("*.xml"))
     if not paths:
-        raise DataError(f"{folder}: there are no Annotations/*.xml")
+        raise DataError(f"{folder}: there are no Annotations/*.xml and no other *.xml")
     parsed, faults = {}, Faults()
     for path in paths:
         with faults.kept():
-            parsed[path.stem] = _parse_xml(path)
+            parsed[path] = _parse_xml(path)
     names = sorted({name for _, objects in parsed.values() for _, name, _ in objects})
     classes = {name: i for i, name in enumerate(names)}
-    records = {}
-    for stem, (filename, objects) in parsed.items():
-        image = _voc_image(folder / "JPEGImages", stem, filename)
+    records, listed = {}, functools.cache(_images_in)
+    for path, (filename, objects) in parsed.items():
+        image = _voc_image(
+            folder, path, path.parent.relative_to(root), filename, listed
+        )
         objects = [(box, classes[name], hard, None) for box, name, hard in objects]
         with faults.kept():
-            records[stem] = _record(f"{stem}.xml", image, objects, faults)
+            records[path] = _record(path.name, image, objects, faults)
     notes = faults.judged(skip)
-    splits = _voc_splits(folder, records, {path.stem for path in paths})
+    splits = _voc_splits(folder, root, records, paths)
     return _split(folder, tuple(names), splits, notes)
 
 
@@ -150,31 +158,44 @@ def _parse_xml(path):
         raise DataError(f"{path}: an object lacks its name or its box") from None
 
 
-def _voc_image(folder, stem, filename):
+def _images_in(folder):
+    """The images in a folder, by their names without the ending."""
+    files = sorted(folder.iterdir())
+    return {file.stem: file for file in files if file.suffix.lower() in SUFFIXES}
+
+
+def _voc_image(folder, path, below, filename, listed):
     """The image of an annotation: the one named like it, else the one it names."""
-    named = [folder / f"{stem}{suffix}" for suffix in SUFFIXES]
-    named += [folder / Path(filename).name] if filename else []
-    return next((path for path in named if path.is_file()), named[0])
+    beside = [folder / "JPEGImages", folder / "images"]
+    places = [place / below for place in beside] + [path.parent, *beside]
+    places = [place for place in places if place.is_dir()]
+    found = [listed(place).get(path.stem) for place in places]
+    name = Path(filename).name or f"{path.stem}.jpg"
+    found += [place / name for place in places if (place / name).is_file()]
+    return next(filter(None, found), places[0] / name)
 
 
-def _voc_splits(folder, records, known):
-    """The records of each split, as the files in `ImageSets/Main` list them.
+def _voc_splits(folder, root, records, paths):
+    """The records of each split, as lists in `ImageSets/Main` or folders name them.
 
-    `known` are the names that have an annotation, readable or not.
+    `paths` are all annotations, readable or not.
     """
-    splits = {}
+    splits, by_stem = {}, {path.stem: path for path in paths}
     for split, names in SPLITS.items():
-        names += ("trainval",) if split == "train" else ()
-        files = [folder / "ImageSets" / "Main" / f"{name}.txt" for name in names]
-        file = next((file for file in files if file.is_file()), None)
-        if file is None:
-            continue
-        lines = file.read_text().splitlines()
-        stems = [line.split()[0] for line in lines if line.strip()]
-        for stem in stems:
-            if stem not in known:
-                raise DataError(f"{file}: {stem} has no Annotations/{stem}.xml")
-        splits[split] = [records[stem] for stem in stems if stem in records]
+        also = ("trainval",) if split == "train" else ()
+        files = [folder / "ImageSets" / "Main" / f"{n}.txt" for n in names + also]
+        if file := next((file for file in files if file.is_file()), None):
+            lines = file.read_text().splitlines()
+            stems = [line.split()[0] for line in lines if line.strip()]
+            for stem in stems:
+                if stem not in by_stem:
+                    raise DataError(f"{file}: {stem} has no Annotations/{stem}.xml")
+            listed = [by_stem[stem] for stem in stems]
+        else:
+            within = {path: path.relative_to(root).parts[:-1] for path in paths}
+            listed = [p for p in paths if not {*names}.isdisjoint(within[p])]
+        if listed:
+            splits[split] = [records[path] for path in listed if path in records]
     return splits or {"train": list(records.values())}
 
 
