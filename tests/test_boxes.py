@@ -316,6 +316,15 @@ class TestCheckBoxes:
             check_boxes([[0.0, 0.0, 2.0, 1.0]], image_size=(1, 1))
         assert "pixels" not in str(error.value)
 
+    def test_small_boxes_and_small_images_are_taken_at_their_word(self):
+        check_boxes([[0.2, 0.2, 1.5, 1.8]], image_size=(10, 10))
+        with pytest.raises(ValueError, match="reach over the image"):
+            check_boxes([[0.0, 0.0, 3.0, 3.0]], image_size=(2, 2))
+
+    def test_negative_sides_are_no_xywh(self):
+        with pytest.raises(ValueError, match="are inverted"):
+            check_boxes([[5.0, 50.0, -20.0, 20.0]])
+
     @pytest.mark.parametrize("layout", ["xywh", "cxcywh"])
     def test_other_layouts(self, layout):
         boxes = convert(GOOD, "xyxy", layout)

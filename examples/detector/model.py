@@ -18,7 +18,7 @@ ANCHOR_SIDE = 2.0  # strides
 ANCHOR_RATIOS = (0.5, 1.0, 2.0)  # height over width, unless fitted to boxes
 ANCHOR_SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 PER_CELL = len(ANCHOR_RATIOS) * len(ANCHOR_SCALES)
-CANDIDATES = 400  # the best scores of an image that non-maximum suppression looks at
+CANDIDATES = 1000  # the best scores of an image that non-maximum suppression looks at
 MOST_DETECTIONS = 100  # in an image, as COCO's average precision counts them
 
 
