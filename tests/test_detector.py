@@ -1,6 +1,5 @@
 """The detector of `examples/detector`: its data, its geometry, and that it learns."""
 
-import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -468,30 +467,11 @@ def test_blood_cells():
     assert data.typical_size(dataset) == (256, 320)
 
 
-def shaped(sides, labels):
-    """A record with boxes of these widths and heights."""
-    boxes = np.array([(0, 0, *side) for side in sides], np.float32).reshape(-1, 4)
-    ignore = np.zeros(len(boxes), bool)
-    return Record("a", np.zeros((8, 8, 3), np.uint8), (8, 8), boxes, labels, ignore)
-
-
-def test_anchors_are_shaped_like_the_boxes_of_each_class():
-    alike = shaped([(40, 10)] * 6, np.zeros(6, int))
-    wide = data.typical_ratios([alike, shaped([], np.zeros(0, int))])
-    np.testing.assert_allclose(wide, 0.25 * np.exp([-0.35, 0, 0.35]), atol=6e-4)
-    # One tall box of a class of its own weighs as much as six wide ones.
-    tall = shaped([(10, 40)], np.ones(1, int))
-    assert data.typical_ratios([alike, tall]) == (0.25, 1.0, 4.0)
-    hidden = dataclasses.replace(tall, ignore=np.ones(1, bool))
-    assert data.typical_ratios([alike, hidden]) == wide
-
-
 def test_choices_that_were_made_stay():
     dataset, _ = tiny()
     filled = data.completed(Config(), dataset)
     assert (filled.batch_size, filled.image_size) == (16, (96, 96))
-    assert filled.anchor_ratios == data.typical_ratios(dataset.train)
-    chosen = Config(batch_size=4, image_size=(64, 96), anchor_ratios=(1.0, 2.0, 3.0))
+    chosen = Config(batch_size=4, image_size=(64, 96))
     assert data.completed(chosen, dataset) == chosen
 
 
@@ -678,10 +658,8 @@ def test_a_run_leaves_its_files(tmp_path, capsys):
     for name in ("predictions.png", "curves.png"):
         with Image.open(tmp_path / name) as picture:
             assert picture.size[0] > 300
-    chosen = json.loads((tmp_path / "config.json").read_text())
-    assert chosen["batch_size"] == 16 and len(chosen["anchor_ratios"]) == 3
+    assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == 16
     model, restored, classes = state.restore(tmp_path)
-    assert list(model.ratios) == chosen["anchor_ratios"]
     assert restored.image_size == (96, 96) and classes == tuple("0123456789")
     records = digits.digits("test", 400, 0)
     again, _ = precision.evaluate(model, records, classes, restored.image_size)

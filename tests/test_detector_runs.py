@@ -231,7 +231,6 @@ def test_flags_override_the_file_which_overrides_defaults(tmp_path):
         '{"batch_size": -3}': "--batch-size must be at least 1",
         '{"workers": -1}': "--workers",
         '{"learning_rate": 0}': "--learning-rate",
-        '{"anchor_ratios": [1, 2]}': "three positive",
     }
     for text, message in faults.items():
         path.write_text(text)

@@ -74,9 +74,6 @@ class Config:
     """Height and width in pixels of what the network sees; by default 96 x 96 for
     digits, and for photographs their typical shape with a longer side of 320."""
 
-    anchor_ratios: tuple[float, float, float] | None = None
-    """Heights over widths of the anchors; by default fitted to the training boxes."""
-
     learning_rate: float = 4e-3
     """The highest learning rate: a short warm-up leads to it, a cosine away from it."""
 
@@ -154,9 +151,6 @@ class Config:
             )
         if self.image_size and (len(self.image_size) != 2 or min(self.image_size) < 16):
             raise ValueError("--image-size must be two numbers, at least 16")
-        ratios = self.anchor_ratios or (1, 1, 1)
-        if len(ratios) != 3 or not min(ratios) > 0:
-            raise ValueError("--anchor-ratios must be three positive numbers")
         if self.network["width"] % 32:
             raise ValueError("--width must be a multiple of 32")
 

@@ -15,7 +15,6 @@ from .records import DataError, Dataset
 LONGER_SIDE = 320  # of photographs, by default
 CACHE_BYTES = 1 << 30  # decoded images kept in memory
 SCALES = (0.9, 1.3)  # how far images are shrunk and enlarged at random
-LEAST_APART = 0.35  # of the logarithms of neighbouring anchors' ratios
 MOST_VISIBLE = 0.4  # a box cut to less than this share of itself is ignored
 
 
@@ -45,7 +44,6 @@ def completed(config, dataset):
         config,
         batch_size=config.batch_size or (8 if dataset.photographs else 16),
         image_size=config.image_size or typical_size(dataset),
-        anchor_ratios=config.anchor_ratios or typical_ratios(dataset.train),
     )
 
 
@@ -57,26 +55,6 @@ def typical_size(dataset):
     height, width = np.median(sizes / sizes.max(1, keepdims=True), axis=0)
     sides = (round(LONGER_SIDE * side / 32) * 32 for side in (height, width))
     return tuple(max(side, 32) for side in sides)
-
-
-def typical_ratios(records):
-    """Heights over widths that two thirds of the boxes of records lie between.
-
-    Each class counts the same, however many boxes it has.
-    """
-    boxes = np.concatenate([record.boxes[~record.ignore] for record in records])
-    labels = np.concatenate([record.labels[~record.ignore] for record in records])
-    width, height = (boxes[:, 2:] - boxes[:, :2]).T
-    low, high = np.quantile(
-        np.log(height / width),
-        (1 / 6, 5 / 6),
-        weights=1.0 / np.bincount(labels)[labels],
-        method="inverted_cdf",
-    )
-    # Boxes all alike still want anchors that differ.
-    apart = max((high - low) / 2, LEAST_APART)
-    ratios = np.exp((low + high) / 2 + apart * np.array([-1, 0, 1]))
-    return tuple(round(float(ratio), 3) for ratio in ratios)
 
 
 def fit(image, size):

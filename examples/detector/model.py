@@ -15,7 +15,7 @@ import jaxiou
 
 FINEST_STRIDE = 8  # pixels between neighbouring cells of the finest pyramid level
 ANCHOR_SIDE = 2.0  # strides
-ANCHOR_RATIOS = (0.5, 1.0, 2.0)  # height over width, unless fitted to boxes
+ANCHOR_RATIOS = (0.5, 1.0, 2.0)  # height over width
 ANCHOR_SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 PER_CELL = len(ANCHOR_RATIOS) * len(ANCHOR_SCALES)
 CANDIDATES = 1000  # the best scores of an image that non-maximum suppression looks at
@@ -40,14 +40,14 @@ def level_sizes(image_size):
     return [PER_CELL * rows * columns for rows, columns in cells_for(image_size)]
 
 
-def anchors_for(image_size, ratios=ANCHOR_RATIOS):
+def anchors_for(image_size):
     """The anchors of an image of this height and width, `(n, 4)`, level by level."""
     strides = strides_for(image_size)
     return jaxiou.anchor_grid(
         cells_for(image_size),
         strides,
         sizes=[ANCHOR_SIDE * stride for stride in strides],
-        aspect_ratios=ratios,
+        aspect_ratios=ANCHOR_RATIOS,
         scales=ANCHOR_SCALES,
     )
 
@@ -104,19 +104,8 @@ class Detector(nnx.Module):
     Both are float32, also where the network computes in another `dtype`.
     """
 
-    def __init__(
-        self,
-        classes,
-        *,
-        levels,
-        width,
-        depth,
-        ratios=ANCHOR_RATIOS,
-        dtype=None,
-        remat=False,
-        rngs,
-    ):
-        self.classes, self.ratios, self.remat = classes, tuple(ratios), remat
+    def __init__(self, classes, *, levels, width, depth, dtype=None, remat=False, rngs):
+        self.classes, self.remat = classes, remat
         # On full resolution a normalisation would cost more than the convolution.
         self.stem = nnx.Conv(3, width // 4, (3, 3), strides=2, dtype=dtype, rngs=rngs)
         channels = [width // 4, width // 2, width] + (levels - 1) * [2 * width]
@@ -178,7 +167,7 @@ def detect(model, images):
     not valid is padding.
     """
     height, width = images.shape[1:3]
-    anchors = anchors_for((height, width), model.ratios)
+    anchors = anchors_for((height, width))
 
     def one(logits, deltas):
         scores = jax.nn.sigmoid(logits)

@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from .config import Config
-from .model import ANCHOR_RATIOS, Detector, strides_for
+from .model import Detector, strides_for
 from .records import DataError
 
 # What the threads that write cannot do is raised, too.
@@ -34,7 +34,6 @@ def create(config, classes):
         len(classes),
         levels=len(strides_for(config.image_size)),
         **config.network,
-        ratios=config.anchor_ratios or ANCHOR_RATIOS,
         dtype=jnp.bfloat16 if config.precision == "bfloat16" else None,
         remat=config.remat,
         rngs=nnx.Rngs(config.seed),

@@ -34,7 +34,7 @@ def detection_loss(model, batch, box_loss, box_weight=1.0, assign=max_iou):
     are, so one compilation serves them all.
     """
     size = batch["images"].shape[1:3]
-    anchors = anchors_for(size, model.ratios)
+    anchors = anchors_for(size)
     logits, deltas = model(batch["images"])
     boxes = jaxiou.decode(deltas, anchors)
     assignment = assign(anchors, level_sizes(size), batch)
