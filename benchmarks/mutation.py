@@ -64,12 +64,12 @@ class Config:
     """Draws them."""
     workers: int = 2
     """Copies of the tree that are tested at once."""
-    patience: int = 1800
+    patience: int = 900
     """Seconds of a core after which a run counts as noticed: it goes on for ever."""
     json: pathlib.Path = RESULT
     """Where the results go; those that are there are kept."""
     again: bool = False
-    """Try anew what survived, and replace its results."""
+    """Try anew what survived and is not explained, and replace its results."""
     tables: bool = False
     """Alter nothing; write the table into benchmarks/README.md."""
 
@@ -158,7 +158,7 @@ def run(config):
     tried = {key(row): row for row in rows}
     waiting = [each for each in drawn if each[:3] not in tried]
     if config.again:
-        again = [row for row in rows if row["outcome"] == "survived"]
+        again = [r for r in rows if r["outcome"] == "survived" and "why" not in r]
         waiting = [(*key(row), row["line"]) for row in again]
         rows = [row for row in rows if row not in again]
     head = {"device": device(), "commit": commit(), "of": len(everything)}
@@ -178,10 +178,8 @@ def run(config):
         lines = difflib.unified_diff(text.split("\n"), other.split("\n"), n=0)
         change = [x for x in lines if x[:1] in "+-" and x[:3] not in ("---", "+++")]
         found = {"outcome": result, "seconds": seconds, "of": digest(module)}
-        if before := tried.get(each[:3]):
+        if each[:3] in tried:
             found["again"] = True
-            if result == "survived" and "why" in before:
-                found["why"] = before["why"]
         keys = dict(module=module, operator=name, occurrence=occurrence, line=line)
         return {**keys, "change": change, **found}
 

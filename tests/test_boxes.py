@@ -218,6 +218,8 @@ class TestClip:
             clip(np.zeros((2, 3, 4)), np.array([6, 4]), 5)
         with pytest.raises(ValueError, match=r"has shape \(2, 3\), wanted one that"):
             clip(np.zeros((3, 4)), np.full((2, 3), 6), 5)
+        with pytest.raises(ValueError, match=r"has shape \(4, 3\), wanted one that"):
+            clip(np.zeros((3, 4)), np.full((4, 3), 6), 5)
 
     def test_integer_boxes_want_integer_sizes(self):
         with pytest.raises(TypeError, match="`width` is float32, wanted an integer"):

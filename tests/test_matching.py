@@ -256,6 +256,15 @@ def test_thresholds_in_the_wrong_order_are_refused_whatever_their_type(number):
         jaxiou.match_anchors(boxes, boxes, positive=number(0.3), negative=number(0.4))
 
 
+@pytest.mark.parametrize("name", ["positive", "negative"])
+def test_one_threshold_may_be_traced(name):
+    anchors = np.array([[0, 0, 4, 4], [0, 0, 4, 2], [8, 8, 9, 9]], np.float32)
+    given = {"positive": 0.7, "negative": 0.4}
+    match = functools.partial(jaxiou.match_anchors, anchors, anchors[:1])
+    traced = jax.jit(lambda x: match(**{**given, name: x}).indices)(given[name])
+    np.testing.assert_array_equal(traced, [0, -2, -1])
+
+
 def test_a_target_below_its_minimum_claims_no_anchor():
     anchors = np.array([[0, 0, 10, 10], [20, 0, 30, 10]], np.float32)
     # IoU exactly 1/4 and 1/8.

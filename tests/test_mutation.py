@@ -70,10 +70,10 @@ def test_what_is_known_stays_and_survivors_are_tried_on_request(tmp_path, monkey
     (left,) = (x for x in results["rows"] if x["outcome"] == "survived")
     assert found["rows"][-1]["change"] == left["change"]
 
-    # A sentence stays with what survives again, and nothing with another text.
-    rows = [found["rows"][0] | {"outcome": "survived", "why": "Equal.", "again": True}]
+    # What is explained is not tried again, and nothing stays with another text.
+    rows = [found["rows"][0] | {"outcome": "survived", "why": "Equal."}]
     mutation.save({"head": results["head"], "rows": rows}, config.json)
-    monkeypatch.setattr(mutation, "outcome", lambda *_: ("survived", 1.0))
+    monkeypatch.setattr(mutation, "outcome", lambda *_: 1 / 0)
     assert mutation.run(again)["rows"] == rows
     monkeypatch.setattr(mutation, "digest", lambda module: "another")
     assert mutation.run(again)["rows"] == []

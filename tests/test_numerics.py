@@ -26,6 +26,26 @@ def test_angles_lie_between_zero_and_a_right_angle(dtype, x64):
     np.testing.assert_allclose(found, wanted, rtol=float(jnp.finfo(dtype).eps))
 
 
+@pytest.mark.parametrize(
+    ("length", "ends", "wanted"),
+    [
+        # A point inside an interval grows by what its own ends move apart.
+        (_numerics.overlap, (0.0, 4.0, 2.0, 2.0), (0, 0, -1, 1)),
+        (_numerics.overlap, (2.0, 2.0, 0.0, 4.0), (-1, 1, 0, 0)),
+        # Intervals that touch: halfway between no overlap and all of it.
+        (_numerics.overlap, (0.0, 2.0, 2.0, 4.0), (0, 0.5, -0.5, 0)),
+        # A point at the end of a hull pulls at its outer end alone.
+        (_numerics.hull, (0.0, 0.0, 1.0, 2.0), (-1, 0, 0, 1)),
+        (_numerics.hull, (3.0, 3.0, 1.0, 2.0), (0, 1, -1, 0)),
+        (_numerics.hull, (1.0, 2.0, 0.0, 0.0), (0, 1, -1, 0)),
+        (_numerics.hull, (1.0, 2.0, 3.0, 3.0), (-1, 0, 0, 1)),
+    ],
+)
+def test_the_slopes_of_lengths_where_an_interval_is_a_point(length, ends, wanted):
+    slopes = jax.grad(length, argnums=(0, 1, 2, 3))(*ends)
+    np.testing.assert_array_equal(slopes, wanted)
+
+
 def test_the_angle_has_the_digits_of_its_type():
     rng = np.random.default_rng(0)
     ratios = [10 ** rng.uniform(-12, 12, 20_000), rng.uniform(0, 3, 20_000)]
