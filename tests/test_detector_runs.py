@@ -29,6 +29,7 @@ from examples.detector import (
     export,
     precision,
     predict,
+    readers,
     state,
     train,
 )
@@ -412,15 +413,34 @@ def test_a_checkpoint_is_evaluated_on_images_of_its_classes(
 ):
     folder, model = trained
     options = evaluate.Evaluate(folder, split="val")
-    monkeypatch.setattr(evaluate, "load", lambda config, skip: tiny()[0])
+    monkeypatch.setattr(evaluate, "load", lambda config: tiny()[0])
     report = evaluate.report_on(options)
     wanted, _ = precision.evaluate(model, tiny()[0].val, tiny()[0].classes, (96, 96))
     assert json.loads((folder / "val.json").read_text()) == report == wanted
     assert "4 val images of digits" in capsys.readouterr().out
     monkeypatch.setattr(evaluate, "load", data.load)
     other = dataclasses.replace(options, data=photographs(tmp_path))
-    with pytest.raises(DataError, match=r"has the classes .*; the run learned 0, 1"):
+    with pytest.raises(DataError, match=r"has the classes cat, dog; the run learned 0"):
         evaluate.report_on(other)
+
+
+def test_all_images_of_another_folder_are_evaluated(trained, tmp_path, capsys):
+    """Also those of a folder without splits, and with some of the classes alone."""
+    folder, model = trained
+    named = {name: [("7", corners, 0) for _, corners, _ in items]
+             for name, items in OBJECTS.items()}  # fmt: skip
+    voc(tmp_path, named, {})
+    report = evaluate.report_on(evaluate.Evaluate(folder, data=f"voc:{tmp_path}"))
+    assert "3 test images" in capsys.readouterr().out
+    dataset = readers.read_voc(tmp_path)
+    records = [
+        dataclasses.replace(r, labels=np.full(len(r.labels), 7))
+        for r in (*dataset.train, *dataset.val)
+    ]
+    assert (
+        report == precision.evaluate(model, records, tuple("0123456789"), (96, 96))[0]
+    )
+    assert [k for k, v in report["classes"].items() if v["AP"] is not None] == ["7"]
 
 
 def test_an_exported_detector_needs_no_code_of_it(trained, tmp_path):

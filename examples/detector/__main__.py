@@ -27,7 +27,7 @@ def run(config):
     lines = []
     if config.resume:
         config, lines = resumed(config)
-    dataset = load(config, config.skip_faulty)
+    dataset = load(config)
     config = completed(config, dataset)
     if jax.process_index() > 0:
         train(config, dataset, lambda line: None)

@@ -18,8 +18,8 @@ SCALES = (0.9, 1.3)  # how far images are shrunk and enlarged at random
 MOST_VISIBLE = 0.4  # a box cut to less than this share of itself is ignored
 
 
-def load(config, skip=False):
-    """The data set that `config.data` names; `skip` leaves out faulty files."""
+def load(config):
+    """The data set that `config.data` names."""
     kind, _, rest = config.data.partition(":")
     if config.data == "digits":
         classes = tuple("0123456789")
@@ -29,9 +29,9 @@ def load(config, skip=False):
         return Dataset(classes, *records, photographs=False)
     if kind == "coco" and rest:
         annotations, _, images = rest.partition(":")
-        return read_coco(annotations, images or None, skip)
+        return read_coco(annotations, images or None, config.skip_faulty)
     if kind == "voc" and rest:
-        return read_voc(rest, skip)
+        return read_voc(rest, config.skip_faulty)
     raise DataError(
         f"--data {config.data}: expected digits, coco:annotations.json[:images/] "
         "or voc:folder"

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import tyro
 
 from .command import command
@@ -34,16 +35,22 @@ class Evaluate:
 def report_on(options):
     """Prints the table; returns the report, which is in `{split}.json` of the run."""
     model, config, classes = restore(options.run)
-    chosen = dataclasses.replace(config, data=options.data or config.data)
-    dataset = load(chosen, options.skip_faulty)
-    if dataset.classes != classes:
+    given = {"data": options.data or config.data, "skip_faulty": options.skip_faulty}
+    chosen = dataclasses.replace(config, **given)
+    dataset = load(chosen)
+    if unknown := {*dataset.classes} - {*classes}:
         raise DataError(
-            f"--data {chosen.data} has the classes {', '.join(dataset.classes)}; the "
+            f"--data {chosen.data} has the classes {', '.join(sorted(unknown))}; the "
             f"run learned {', '.join(classes)}"
         )
-    for note in dataset.notes:
+    records, notes = getattr(dataset, options.split), dataset.notes
+    if dataset.held_out and options.data not in (None, config.data):
+        records, notes = dataset.train + dataset.val, notes[:-1]
+        print(f"{options.data} has no splits: all of its images are looked at")
+    for note in notes:
         print(note)
-    records = getattr(dataset, options.split)
+    numbers = np.array([classes.index(name) for name in dataset.classes])
+    records = [dataclasses.replace(r, labels=numbers[r.labels]) for r in records]
     report, _ = evaluate(model, records, classes, config.image_size)
     print(table(report))
     print(f"{len(records)} {options.split} images of {chosen.data}")

@@ -1,8 +1,8 @@
 """Reads data sets in Pascal VOC and COCO form."""
 
 import contextlib
-import functools
 import json
+import re
 from collections import defaultdict
 from pathlib import Path
 from xml.etree.ElementTree import ParseError
@@ -14,8 +14,13 @@ from defusedxml import ElementTree
 from .images import SUFFIXES, image_size
 from .records import DataError, Dataset, Record
 
-SPLITS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
+SPLITS = {
+    "train": ("train", "training", "trainval"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
 BOX_TAGS = ("xmin", "ymin", "xmax", "ymax")
+SIDES = ("height", "width")
 COCO_KEYS = ("images", "annotations", "categories")
 HELD_OUT = 0.2  # of the images, where a data set brings only a training split
 LISTED = 20  # faults that are written out
@@ -27,7 +32,8 @@ class Faults(list):
     """What is wrong with the files of a data set, one line each, and with its boxes."""
 
     def __init__(self):
-        self.dropped, self.boxes, self.beyond = defaultdict(int), 0, 0
+        self.dropped = defaultdict(int)
+        self.images = self.resized = self.boxes = self.beyond = 0
 
     @contextlib.contextmanager
     def kept(self):
@@ -51,6 +57,11 @@ class Faults(list):
             notes.append(
                 f"left out {count} boxes without area inside the image: {names}"
             )
+        if self.resized:
+            notes.append(
+                f"{self.resized} of {self.images} images have another size than their "
+                "annotations say: are the boxes those of a scaled or turned copy?"
+            )
         if self.beyond > SUSPICIOUS * self.boxes:
             notes.append(
                 f"{self.beyond} of {self.boxes} boxes reach far out of their images: "
@@ -59,11 +70,11 @@ class Faults(list):
         return tuple(notes)
 
 
-def _record(source, image, objects, faults):
+def _record(source, image, said, objects, faults):
     """A record of the objects, `(box, label, ignore, outline)` with an area.
 
     Boxes are clipped to the image. Those without an area are counted in `faults` under
-    `source`, the name of the annotation.
+    `source`, the name of the annotation, which has `said` what (height, width) are.
     """
     height, width = image_size(image)
     boxes = np.array([box for box, *_ in objects], np.float32).reshape(-1, 4)
@@ -72,6 +83,8 @@ def _record(source, image, objects, faults):
     keep = (inside[:, 2:] > inside[:, :2]).all(1)
     if len(boxes) > keep.sum():
         faults.dropped[source] += len(boxes) - int(keep.sum())
+    faults.images += 1
+    faults.resized += all(said) and tuple(said) != (height, width)
     faults.boxes += len(boxes)
     faults.beyond += int((abs(boxes - inside) > FAR_OUT * size).any(1).sum())
     labels = np.array([label for _, label, *_ in objects], np.int32)[keep]
@@ -90,89 +103,104 @@ def _split(source, classes, records, notes):
     train, val, test = (records.get(split, []) for split in SPLITS)
     if all(record.ignore.all() for record in train):
         raise DataError(f"{source}: there is no training image with a box")
-    if not val and not test:
-        order = np.random.default_rng(0).permutation(len(train))
-        held = max(1, round(HELD_OUT * len(train)))
-        if held == len(train):
-            raise DataError(f"{source}: at least two images are needed")
-        val = [train[i] for i in sorted(order[:held])]
-        train = [train[i] for i in sorted(order[held:])]
-        notes += (f"no val or test split: {held} images of train serve as both",)
+    held_out = not val and not test
+    if held_out:
+        # Variations of one image, as Roboflow names them, stay together.
+        names = [str(record.image).split(".rf.")[0] for record in train]
+        order = np.random.default_rng(0).permutation(list(dict.fromkeys(names)))
+        held = {*order[: max(1, round(HELD_OUT * len(order)))]}
+        pairs = list(zip(train, names, strict=True))
+        val = [record for record, name in pairs if name in held]
+        train = [record for record, name in pairs if name not in held]
+        if all(record.ignore.all() for record in train):
+            raise DataError(f"{source}: at least two images with boxes are needed")
+        notes += (f"no val or test split: {len(val)} images of train serve as both",)
     elif not test or not val:
         missing, used = ("test", "val") if not test else ("val", "test")
         notes += (f"no {missing} split: {used} serves as both",)
-    return Dataset(classes, train, val or test, test or val, True, notes)
+    return Dataset(classes, train, val or test, test or val, True, notes, held_out)
 
 
 def read_voc(folder, skip=False):
     """Reads annotations in `Annotations/`, or else wherever in the folder they are.
 
-    Their images are beside them, or in a folder `JPEGImages` or `images` beside theirs.
-    The files `ImageSets/Main/{split}.txt` name the images of the splits; or the folders
-    that annotations are in do. Difficult objects become boxes to ignore. VOC counts
-    pixels from one and names the first and the last pixel inside a box, so an object
-    from 1 to 10 covers 0 to 10.
+    Their images are found by name, anywhere in the folder. The splits are lists,
+    `ImageSets/Main/{split}.txt`, or the folders that annotations are in. Difficult
+    objects become boxes to ignore. VOC counts pixels from one and names the first and
+    the last pixel inside a box, so an object from 1 to 10 covers 0 to 10.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     named = [folder / name for name in ("Annotations", "annotations")]
     root = next((place for place in named if place.is_dir()), folder)
-    paths = sorted(root.rglob("*.xml"))
-    if not paths:
-        raise DataError(f"{folder}: there are no Annotations/*.xml and no other *.xml")
-    parsed, faults = {}, Faults()
+    paths = sorted(p for p in root.rglob("[!.]*") if p.suffix.lower() == ".xml")
+    parsed, other, faults = {}, [], Faults()
     for path in paths:
         with faults.kept():
-            parsed[path] = _parse_xml(path)
-    names = sorted({name for _, objects in parsed.values() for _, name, _ in objects})
+            if found := _parse_xml(path):
+                parsed[path] = found
+            else:
+                other.append(path.name)
+    if not parsed and not faults:
+        raise DataError(f"{folder}: there are no Annotations/*.xml and no other *.xml")
+    names = sorted({name for *_, objects in parsed.values() for _, name, _ in objects})
     classes = {name: i for i, name in enumerate(names)}
-    records, listed = {}, functools.cache(_images_in)
-    for path, (filename, objects) in parsed.items():
-        image = _voc_image(
-            folder, path, path.parent.relative_to(root), filename, listed
-        )
+    images = defaultdict(list)
+    for file in sorted(folder.rglob("[!.]*")):
+        if file.suffix.lower() in SUFFIXES:
+            images[file.stem].append(file)
+    records = {}
+    for path, (filename, said, objects) in parsed.items():
         objects = [(box, classes[name], hard, None) for box, name, hard in objects]
         with faults.kept():
-            records[path] = _record(path.name, image, objects, faults)
+            image = _voc_image(path, filename, images)
+            records[path] = _record(path.name, image, said, objects, faults)
     notes = faults.judged(skip)
     splits = _voc_splits(folder, root, records, paths)
+    placed = {record.image for split in splits.values() for record in split}
+    rest = [record for record in records.values() if record.image not in placed]
+    if rest and splits.setdefault("train", rest) is not rest:
+        notes += (f"left out {len(rest)} images, which are in no split",)
+    if other:
+        notes += (f"left out XML that is no annotation: {', '.join(other[:LISTED])}",)
     return _split(folder, tuple(names), splits, notes)
 
 
 def _parse_xml(path):
-    """The file name of the image and `(box, name, difficult)` of each object."""
+    """Name and (height, width) of the image, `(box, name, difficult)` of each object.
+
+    None where it is no annotation.
+    """
     try:
         root = ElementTree.parse(path).getroot()
+        if root.tag != "annotation":
+            return None
         objects = []
         for item in root.iter("object"):
             corners = (item.find("bndbox").find(tag) for tag in BOX_TAGS)
             x1, y1, x2, y2 = (float(corner.text) for corner in corners)
+            (x1, x2), (y1, y2) = sorted((x1, x2)), sorted((y1, y2))
             # Equal corners are a slip of the mouse, not an object of one pixel.
-            empty = x1 >= x2 or y1 >= y2
+            empty = x1 == x2 or y1 == y2
             box = (x1, y1, x1, y1) if empty else (x1 - 1, y1 - 1, x2, y2)
             difficult = item.findtext("difficult", "0").strip() == "1"
             objects.append((box, item.find("name").text.strip(), difficult))
-        return root.findtext("filename", "").strip(), objects
+        said = [float(root.findtext(f"size/{side}") or 0) for side in SIDES]
+        return root.findtext("filename", "").strip(), said, objects
     except (ParseError, defusedxml.DefusedXmlException) as error:
         raise DataError(f"{path}: malformed XML ({error})") from None
     except (AttributeError, TypeError, ValueError):
         raise DataError(f"{path}: an object lacks its name or its box") from None
 
 
-def _images_in(folder):
-    """The images in a folder, by their names without the ending."""
-    files = sorted(folder.iterdir())
-    return {file.stem: file for file in files if file.suffix.lower() in SUFFIXES}
-
-
-def _voc_image(folder, path, below, filename, listed):
-    """The image of an annotation: the one named like it, else the one it names."""
-    beside = [folder / "JPEGImages", folder / "images"]
-    places = [place / below for place in beside] + [path.parent, *beside]
-    places = [place for place in places if place.is_dir()]
-    found = [listed(place).get(path.stem) for place in places]
-    name = Path(filename).name or f"{path.stem}.jpg"
-    found += [place / name for place in places if (place / name).is_file()]
-    return next(filter(None, found), places[0] / name)
+def _voc_image(path, filename, images):
+    """The image of an annotation: named like it, else as it says; the nearest one."""
+    name = Path(filename.replace("\\", "/")).name or f"{path.stem}.jpg"
+    found = images.get(path.stem) or images.get(Path(name).stem)
+    if not found:
+        raise DataError(f"{path}: there is no image {name} in the folder")
+    around = {*path.parent.parts, "JPEGImages", "images"}
+    near = [(len(around & {*file.parts}), file.name == name) for file in found]
+    return found[near.index(max(near))]
 
 
 def _voc_splits(folder, root, records, paths):
@@ -180,74 +208,85 @@ def _voc_splits(folder, root, records, paths):
 
     `paths` are all annotations, readable or not.
     """
-    splits, by_stem = {}, {path.stem: path for path in paths}
+    splits, main = {}, folder / "ImageSets" / "Main"
+    lists = {file.stem.lower(): file for file in sorted(main.glob("*.txt"))}
+    below = {path: path.relative_to(root).with_suffix("").as_posix() for path in paths}
+    known = {path.stem: path for path in paths} | {below[path]: path for path in paths}
     for split, names in SPLITS.items():
-        also = ("trainval",) if split == "train" else ()
-        files = [folder / "ImageSets" / "Main" / f"{n}.txt" for n in names + also]
-        if file := next((file for file in files if file.is_file()), None):
-            lines = file.read_text().splitlines()
-            stems = [line.split()[0] for line in lines if line.strip()]
-            for stem in stems:
-                if stem not in by_stem:
-                    raise DataError(f"{file}: {stem} has no Annotations/{stem}.xml")
-            listed = [by_stem[stem] for stem in stems]
+        if file := next((lists[name] for name in names if name in lists), None):
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
+            listed = []
+            for line in filter(None, map(str.strip, lines)):
+                tried = line, line.split()[0], Path(line).stem
+                if not (stems := [name for name in tried if name in known]):
+                    raise DataError(f"{file}: {line} has no Annotations/{line}.xml")
+                listed.append(known[stems[0]])
         else:
-            within = {path: path.relative_to(root).parts[:-1] for path in paths}
-            listed = [p for p in paths if not {*names}.isdisjoint(within[p])]
+            words = {
+                p: re.split("[^a-z]+", below[p].lower().rpartition("/")[0])
+                for p in paths
+            }
+            listed = [path for path in paths if {*names} & {*words[path]}]
         if listed:
-            splits[split] = [records[path] for path in listed if path in records]
-    return splits or {"train": list(records.values())}
+            splits[split] = [records[p] for p in dict.fromkeys(listed) if p in records]
+    return splits
 
 
 def read_coco(annotations, images=None, skip=False):
     """Reads a COCO annotation file and, where they exist, those of the other splits.
 
-    The other splits are found by replacing `train` in the paths by `val`, `valid` or
-    `test`. Category ids may have gaps; crowds become boxes to ignore.
+    The other splits are found by replacing `train` in the paths by their names.
+    Category ids may have gaps; crowds become boxes to ignore.
     """
-    annotations = Path(annotations)
-    images = Path(images) if images else annotations.parent
+    annotations = Path(annotations).expanduser()
+    images = Path(images).expanduser() if images else annotations.parent
     files = {"train": (annotations, images)}
     for split in ("val", "test"):
-        for name in SPLITS[split]:
-            file, folder = _sibling(annotations, name), _sibling(images, name)
-            if file != annotations and file.is_file():
-                files.setdefault(split, (file, folder if folder.is_dir() else images))
-    splits, first, faults = {}, None, Faults()
+        found = (p for p in _siblings(annotations, SPLITS[split]) if p.is_file())
+        if file := next(found, None):
+            places = (p for p in _siblings(images, SPLITS[split]) if p.is_dir())
+            files[split] = file, next(places, images)
+    splits, names, faults = {}, (), Faults()
     for split, (file, folder) in files.items():
         content = _parse_json(file)
         categories = _categories(file, content["categories"])
-        first = first or categories
-        if categories != first:
-            raise DataError(f"{file}: its categories differ from {annotations}")
-        splits[split] = _coco_records(file, content, sorted(first), folder, faults)
-    names = tuple(first[key] for key in sorted(first))
+        names = names or tuple(dict.fromkeys(categories.values()))
+        if unknown := {*categories.values()} - {*names}:
+            raise DataError(
+                f"{file}: {annotations} has no {', '.join(sorted(unknown))}"
+            )
+        labels = {key: names.index(name) for key, name in categories.items()}
+        splits[split] = _coco_records(file, content, labels, folder, faults)
     return _split(annotations, names, splits, faults.judged(skip))
 
 
 def _categories(file, entries):
     """The names of the categories by their ids."""
     try:
-        categories = {int(item["id"]): str(item["name"]) for item in entries}
-    except (KeyError, TypeError, ValueError):
+        categories = {str(item["id"]): str(item["name"]) for item in entries}
+    except (KeyError, TypeError):
         raise DataError(f"{file}: a category lacks its id or its name") from None
     if not entries or len(categories) < len(entries):
         raise DataError(f"{file}: no categories, or two with the same id")
     return categories
 
 
-def _sibling(path, split):
-    """`path` with the last `train` in it replaced by the name of another split."""
-    return Path(split.join(str(path).rsplit("train", 1)))
+def _siblings(path, names):
+    """`path` with the last one or two `train` in it replaced by each of the names."""
+    for name in names:
+        for old, new in (("train", name), ("Train", name.title())):
+            for k in (2, 1):
+                if (other := Path(new.join(str(path).rsplit(old, k)))) != path:
+                    yield other
 
 
 def _parse_json(path):
     """The content of an annotation file, whose three lists are known to be there."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
         if all(isinstance(content[key], list) for key in COCO_KEYS):
             return content
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise DataError(f"{path}: there is no such file") from None
     except ValueError as error:
         raise DataError(f"{path}: malformed JSON ({error})") from None
@@ -256,27 +295,40 @@ def _parse_json(path):
     raise DataError(f"{path}: lacks one of the lists {', '.join(COCO_KEYS)}")
 
 
-def _coco_records(file, content, category_ids, folder, faults):
+def _coco_records(file, content, labels, folder, faults):
     """The records of one annotation file, one for each of its images."""
-    labels = {key: index for index, key in enumerate(category_ids)}
-    objects = defaultdict(list)
+    objects, images = defaultdict(list), {}
     for number, item in enumerate(content["annotations"]):
         try:
-            label, crowd = labels[item["category_id"]], bool(item.get("iscrowd", 0))
+            if not item.get("bbox", True):  # of an outline, or of all the image
+                faults.dropped[f"annotation {number} of {file.name}"] += 1
+                continue
+            label = labels[str(item["category_id"])]
+            crowd = str(item.get("iscrowd")) in ("1", "True")
             x, y, w, h = map(float, item["bbox"])
             one = ((x, y, x + w, y + h), label, crowd, item.get("segmentation"))
-            objects[item["image_id"]].append(one)
+            objects[str(item["image_id"])].append(one)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             faults.append(f"{file}: annotation number {number} is faulty ({error!r})")
     try:
-        images = {item["id"]: Path(item["file_name"]) for item in content["images"]}
-    except (KeyError, TypeError) as error:
+        for item in content["images"]:
+            said = [float(item.get(side) or 0) for side in SIDES]
+            images[str(item["id"])] = str(item["file_name"]), said
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{file}: a faulty entry of `images` ({error!r})") from None
     if unknown := objects.keys() - images.keys():
-        ids = sorted(unknown, key=str)[:5]
-        faults.append(f"{file}: boxes of unlisted images, ids {ids}")
+        faults.append(f"{file}: boxes of unlisted images, ids {sorted(unknown)[:5]}")
     records = []
-    for key, name in images.items():
+    for key, (name, said) in images.items():
         with faults.kept():
-            records.append(_record(str(name), folder / name, objects[key], faults))
+            image = _coco_image(folder, name)
+            records.append(_record(name, image, said, objects[key], faults))
     return records
+
+
+def _coco_image(folder, name):
+    """The image of this name, whatever folders of elsewhere stand before it."""
+    parts, near = Path(name.replace("\\", "/")).parts, folder.parent / "images"
+    ends = [Path(*parts[k:]) for k in range(len(parts))]
+    tried = [place / end for end in ends for place in (folder, folder / "images", near)]
+    return next((path for path in tried if path.is_file()), folder / name)

@@ -34,7 +34,8 @@ class Record:
 class Dataset:
     """The records of each split, the names of the classes, and what may be varied.
 
-    `notes` are lines worth printing: what was left out, where splits come from.
+    `notes` are lines worth printing: what was left out, where splits come from. Where
+    there is but one split, `held_out` images of it serve as the others.
     """
 
     classes: tuple[str, ...]
@@ -43,6 +44,7 @@ class Dataset:
     test: list[Record]
     photographs: bool
     notes: tuple[str, ...] = ()
+    held_out: bool = False
 
     def most_boxes(self):
         """The largest number of boxes in a training image: targets are padded to it."""
