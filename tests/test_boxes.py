@@ -281,6 +281,7 @@ class TestCheckBoxes:
         check_boxes(normalised, image_size=(1, 1))
         # Rounding does not count as reaching over the image.
         check_boxes([[0.0, 0.0, 100.001, 80.001]], image_size=SIZE)
+        check_boxes([[0.0, -1.0, 10001.0, 1e4]], image_size=(10_000, 10_000))
 
     @pytest.mark.parametrize("value", [np.nan, np.inf])
     def test_not_finite_is_first(self, value):
