@@ -46,6 +46,14 @@ def test_the_slopes_of_lengths_where_an_interval_is_a_point(length, ends, wanted
     np.testing.assert_array_equal(slopes, wanted)
 
 
+def test_the_root_has_no_slope_at_zero():
+    roots = jnp.array([0.0, 0.25, 4.0, 1e12])
+    slopes = jax.vmap(jax.grad(_numerics.root))(roots)
+    np.testing.assert_allclose(slopes, [0, 1, 0.25, 5e-7], rtol=1e-6)
+    curved = jax.grad(jax.grad(_numerics.root))
+    np.testing.assert_allclose(curved(4.0), -1 / 32, rtol=1e-6)
+
+
 def test_the_angle_has_the_digits_of_its_type():
     rng = np.random.default_rng(0)
     ratios = [10 ** rng.uniform(-12, 12, 20_000), rng.uniform(0, 3, 20_000)]
