@@ -327,6 +327,12 @@ class TestCheckBoxes:
     def test_negative_sides_are_no_xywh(self):
         with pytest.raises(ValueError, match="are inverted"):
             check_boxes([[5.0, 50.0, -20.0, 20.0]])
+        with pytest.raises(ValueError, match="look like xywh"):
+            check_boxes([[20.0, -1.0, 5.0, 5.0], [30.0, 8.0, 6.0, 3.0]])
+
+    def test_nothing_above_zero_is_no_offset(self):
+        with pytest.raises(ValueError, match="are inverted"):
+            check_boxes([[0.0, 0.0, -1.0, -2.0]])
 
     @pytest.mark.parametrize("layout", ["xywh", "cxcywh"])
     def test_other_layouts(self, layout):
