@@ -46,6 +46,13 @@ def test_the_slopes_of_lengths_where_an_interval_is_a_point(length, ends, wanted
     np.testing.assert_array_equal(slopes, wanted)
 
 
+@pytest.mark.parametrize("one", [_numerics.larger, _numerics.smaller])
+def test_the_larger_of_two_is_a_selection(one):
+    """One instruction of a CPU, where `jnp.maximum` is five."""
+    text = str(jax.make_jaxpr(one)(1.0, 2.0))
+    assert "select_n" in text and " max " not in text and " min " not in text
+
+
 def test_the_root_has_no_slope_at_zero():
     roots = jnp.array([0.0, 0.25, 4.0, 1e12])
     slopes = jax.vmap(jax.grad(_numerics.root))(roots)
