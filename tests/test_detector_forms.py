@@ -44,6 +44,7 @@ def test_voc_without_splits(tmp_path, form):
         ("images/{split}/{stem}.jpg annotations/{split}/{stem}.xml", ("train", "val")),
         ("{split}/Images/{stem}.JPG {split}/Labels/{stem}.XML", ("Train", "Test")),
         ("{split}/{stem}.jpg {split}/{stem}.xml", ("train_set", "validation_set")),
+        ("images/{split}/{stem}.jpg annotations/{stem}.xml", ("training", "testing")),
     ],
 )
 def test_voc_with_folders_as_splits(tmp_path, form, words):

@@ -209,6 +209,9 @@ def _voc_splits(folder, root, records, paths):
     `paths` are all annotations, readable or not.
     """
     splits, main = {}, folder / "ImageSets" / "Main"
+    places = {path: path.relative_to(root).parent.as_posix() for path in paths}
+    for path, record in records.items():
+        places[path] += f" {record.image.relative_to(folder).parent}"
     lists = {file.stem.lower(): file for file in sorted(main.glob("*.txt"))}
     below = {path: path.relative_to(root).with_suffix("").as_posix() for path in paths}
     known = {path.stem: path for path in paths} | {below[path]: path for path in paths}
@@ -222,10 +225,7 @@ def _voc_splits(folder, root, records, paths):
                     raise DataError(f"{file}: {line} has no Annotations/{line}.xml")
                 listed.append(known[stems[0]])
         else:
-            words = {
-                p: re.split("[^a-z]+", below[p].lower().rpartition("/")[0])
-                for p in paths
-            }
+            words = {p: re.split("[^a-z]+", x.lower()) for p, x in places.items()}
             listed = [path for path in paths if {*names} & {*words[path]}]
         if listed:
             splits[split] = [records[p] for p in dict.fromkeys(listed) if p in records]
@@ -287,7 +287,7 @@ def _parse_json(path):
         if all(isinstance(content[key], list) for key in COCO_KEYS):
             return content
     except (FileNotFoundError, IsADirectoryError):
-        raise DataError(f"{path}: there is no such file") from None
+        raise DataError(f"{path}: there is no such file of annotations") from None
     except ValueError as error:
         raise DataError(f"{path}: malformed JSON ({error})") from None
     except (KeyError, TypeError):
