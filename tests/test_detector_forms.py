@@ -91,6 +91,81 @@ def test_lists_of_splits_as_tools_write_them(tmp_path, lines):
     assert names == [["a", "b"], ["c"]]
 
 
+def test_a_missing_image_is_not_another_of_its_name(tmp_path):
+    for split in ("train", "test"):
+        voc(tmp_path / split, OBJECTS, {})
+    picture(tmp_path / "train" / "SegmentationClass" / "a.png")
+    (tmp_path / "test" / "JPEGImages" / "a.jpg").unlink()
+    with pytest.raises(
+        DataError, match=r"test/Annotations/a\.xml: there is no image a"
+    ):
+        readers.read_voc(tmp_path)
+    (tmp_path / "train" / "JPEGImages" / "a.jpg").unlink()
+    dataset = readers.read_voc(tmp_path, skip=True)
+    assert [[r.name for r in x] for x in (dataset.train, dataset.test)] == [
+        ["b", "c"]
+    ] * 2
+
+
+def test_an_image_that_may_be_either_is_asked_for(tmp_path):
+    voc(tmp_path, {"a": OBJECTS["a"]}, {})
+    (tmp_path / "JPEGImages").rename(tmp_path / "first")
+    picture(tmp_path / "second" / "a.jpg")
+    with pytest.raises(
+        DataError, match=r"which image is it, .*first/a.jpg or .*second"
+    ):
+        readers.read_voc(tmp_path)
+
+
+def test_images_behind_a_link(tmp_path):
+    voc(tmp_path / "data", OBJECTS, {})
+    (tmp_path / "data" / "JPEGImages").rename(tmp_path / "disk")
+    (tmp_path / "data" / "JPEGImages").symlink_to(tmp_path / "disk")
+    dataset = readers.read_voc(tmp_path / "data")
+    assert len(dataset.train) + len(dataset.val) == 3
+
+
+def test_kinds_of_things_are_no_splits(tmp_path):
+    """Folders of classes, one of which begins like a split."""
+    for name in ("test_tube", "flask"):
+        voc(tmp_path / name, {f"{name}{k}": OBJECTS["b"] for k in range(5)}, {})
+    dataset = readers.read_voc(tmp_path)
+    assert dataset.held_out and len(dataset.train) == 8
+
+
+def test_an_image_is_in_one_split(tmp_path):
+    voc(tmp_path, OBJECTS, {"trainval": ["a", "b", "c"], "val": ["c"]})
+    dataset = readers.read_voc(tmp_path)
+    names = [[r.name for r in split] for split in (dataset.train, dataset.val)]
+    assert names == [["a", "b"], ["c"]]
+    assert "left out 1 images of train, which other splits have, too" in dataset.notes
+
+
+def test_lists_with_folders_in_them(tmp_path):
+    for kind in ("cat", "dog"):
+        voc(tmp_path / kind, {"1": OBJECTS["b"], "2": OBJECTS["a"]}, {})
+        for name in ("Annotations", "JPEGImages"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / kind / name).rename(tmp_path / name / kind)
+    main = tmp_path / "ImageSets" / "Main"
+    main.mkdir(parents=True)
+    (main / "train.txt").write_text("cat/1\ncat/2.jpg\n")
+    (main / "test.txt").write_text("dog/1 1\ndog/2 -1\n")
+    dataset = readers.read_voc(tmp_path)
+    for split, kind in ((dataset.train, "cat"), (dataset.test, "dog")):
+        assert [r.image.parent.name for r in split] == [kind, kind]
+    (main / "train.txt").write_text("1\n")
+    with pytest.raises(DataError, match=r"train\.txt: 1 is the name of several"):
+        readers.read_voc(tmp_path)
+
+
+def test_lists_below_the_folder(tmp_path):
+    voc(tmp_path / "VOC2007", OBJECTS, {"train": ["a", "b"], "test": ["c"]})
+    dataset = readers.read_voc(tmp_path)
+    names = [[r.name for r in split] for split in (dataset.train, dataset.test)]
+    assert names == [["a", "b"], ["c"]]
+
+
 def test_images_in_no_split_are_learned_from_or_told_of(tmp_path):
     voc(tmp_path, OBJECTS, {"test": ["c"]})
     assert [r.name for r in readers.read_voc(tmp_path).train] == ["a", "b"]
@@ -178,6 +253,30 @@ def test_coco_names_images_from_elsewhere(tmp_path, prefix):
     for given in (None, tmp_path / "images", tmp_path):
         dataset = readers.read_coco(path, given)
         assert len(dataset.train) == len(dataset.val) == 1
+
+
+def test_coco_an_image_missing_in_its_folder_is_not_another(tmp_path):
+    coco(tmp_path / "boxes.json", ("cat/1.png", "dog/1.png", "1.png"))
+    assert len(readers.read_coco(tmp_path / "boxes.json").train) == 2
+    (tmp_path / "cat" / "1.png").unlink()
+    with pytest.raises(DataError, match=r"cat/1\.png: there is no such image"):
+        readers.read_coco(tmp_path / "boxes.json")
+
+
+def test_coco_ids_as_numbers_with_a_point_and_classes_by_their_ids(tmp_path):
+    path = tmp_path / "boxes.json"
+    coco(path, ("a.png", "b.png"), crowd=1.0, categories=(90, 7))
+    content = json.loads(path.read_text())
+    for each in content["annotations"]:
+        each["category_id"] *= 1.0
+        each["image_id"] *= 1.0
+    content["images"][0]["height"] = "unknown"
+    path.write_text(json.dumps(content))
+    dataset = readers.read_coco(path)
+    assert dataset.classes == ("kind 7", "kind 90")
+    for record in (*dataset.train, *dataset.val):
+        assert record.labels.tolist() == [1, 0]
+        assert record.ignore.tolist() == [True, False]
 
 
 def test_coco_ids_as_words_and_labels_of_all_the_image(tmp_path):

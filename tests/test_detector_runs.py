@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -427,20 +428,48 @@ def test_a_checkpoint_is_evaluated_on_images_of_its_classes(
 def test_all_images_of_another_folder_are_evaluated(trained, tmp_path, capsys):
     """Also those of a folder without splits, and with some of the classes alone."""
     folder, model = trained
-    named = {name: [("7", corners, 0) for _, corners, _ in items]
-             for name, items in OBJECTS.items()}  # fmt: skip
+    named = {
+        name: [("7", corners, 0) for _, corners, _ in items]
+        for name, items in OBJECTS.items()
+    }
     voc(tmp_path, named, {})
-    report = evaluate.report_on(evaluate.Evaluate(folder, data=f"voc:{tmp_path}"))
-    assert "3 test images" in capsys.readouterr().out
+    options = evaluate.Evaluate(folder, data=f"voc:{tmp_path}")
+    report = evaluate.report_on(options)
+    told = capsys.readouterr().out
+    assert "has no splits: all of its images" in told and "3 test images" in told
+    assert "serve as both" not in told
     dataset = readers.read_voc(tmp_path)
     records = [
         dataclasses.replace(r, labels=np.full(len(r.labels), 7))
         for r in (*dataset.train, *dataset.val)
     ]
-    assert (
-        report == precision.evaluate(model, records, tuple("0123456789"), (96, 96))[0]
-    )
+    wanted, _ = precision.evaluate(model, records, tuple("0123456789"), (96, 96))
+    assert report == wanted
     assert [k for k, v in report["classes"].items() if v["AP"] is not None] == ["7"]
+    # Nobody has asked for all of a split, or for what the run has learned from.
+    evaluate.report_on(dataclasses.replace(options, split="val"))
+    assert "serve as both" in capsys.readouterr().out
+    config, classes = Config.load(folder / "config.json")
+    own = tmp_path / "run"
+    shutil.copytree(folder, own)
+    dataclasses.replace(config, data=f"voc:{tmp_path}").save(
+        own / "config.json", classes
+    )
+    evaluate.report_on(
+        evaluate.Evaluate(own, data=f"voc:{tmp_path}/../{tmp_path.name}")
+    )
+    assert "1 test images" in capsys.readouterr().out
+
+
+def test_a_run_does_not_go_on_with_other_classes(trained, tmp_path):
+    folder, _ = trained
+    shutil.copytree(folder, tmp_path / "run")
+    config, classes = Config.load(folder / "config.json")
+    changed = dataclasses.replace(config, data=photographs(tmp_path / "data"))
+    changed.save(tmp_path / "run" / "config.json", classes)
+    (tmp_path / "run" / "metrics.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"--resume: the classes of voc:.* are others"):
+        main.run(dataclasses.replace(changed, out=tmp_path / "run", resume=True))
 
 
 def test_an_exported_detector_needs_no_code_of_it(trained, tmp_path):

@@ -29,6 +29,8 @@ def run(config):
         config, lines = resumed(config)
     dataset = load(config)
     config = completed(config, dataset)
+    if config.resume and Config.load(config.out / "config.json")[1] != dataset.classes:
+        raise DataError(f"--resume: the classes of {config.data} are others by now")
     if jax.process_index() > 0:
         train(config, dataset, lambda line: None)
         return None

@@ -40,6 +40,8 @@ def load(config):
 
 def completed(config, dataset):
     """The choices of a run, those that nobody made as the data want them."""
+    if all(record.ignore.all() for record in dataset.train):
+        raise DataError(f"--data {config.data}: there is no training image with a box")
     return dataclasses.replace(
         config,
         batch_size=config.batch_size or (8 if dataset.photographs else 16),

@@ -23,13 +23,18 @@ class Evaluate:
     """The folder of a run."""
 
     data: str | None = None
-    """`digits`, `coco:...` or `voc:...`, of the same classes; by default the run's."""
+    """`digits`, `coco:...` or `voc:...`, of the run's classes; by default its data."""
 
     split: Literal["train", "val", "test"] = "test"
     """Which images."""
 
     skip_faulty: bool = False
     """Leave out images and annotations that cannot be read, instead of stopping."""
+
+
+def places(data):
+    """The paths in `--data`, however they are written."""
+    return [Path(part).expanduser().resolve() for part in data.split(":")]
 
 
 def report_on(options):
@@ -44,9 +49,12 @@ def report_on(options):
             f"run learned {', '.join(classes)}"
         )
     records, notes = getattr(dataset, options.split), dataset.notes
-    if dataset.held_out and options.data not in (None, config.data):
+    other = places(chosen.data) != places(config.data)
+    if other and dataset.held_out and options.split == "test":
         records, notes = dataset.train + dataset.val, notes[:-1]
-        print(f"{options.data} has no splits: all of its images are looked at")
+        print(f"{chosen.data} has no splits: all of its images are looked at")
+    if not records:
+        raise DataError(f"--data {chosen.data} has no {options.split} images")
     for note in notes:
         print(note)
     numbers = np.array([classes.index(name) for name in dataset.classes])

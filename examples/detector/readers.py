@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -19,6 +20,8 @@ SPLITS = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
+BESIDE = {"", "set", "images", "image", "img", "annotations", "labels", "xml", "data"}
+NOT_SEEN = ("segmentation", "mask")  # pictures of labels, named like the photographs
 BOX_TAGS = ("xmin", "ymin", "xmax", "ymax")
 SIDES = ("height", "width")
 COCO_KEYS = ("images", "annotations", "categories")
@@ -95,25 +98,35 @@ def _record(source, image, said, objects, faults):
     )
 
 
-def _split(source, classes, records, notes):
+def _number(text):
+    """A number, or 0 where it is none."""
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return 0.0
+
+
+def _split(classes, records, notes):
     """A data set in which every split has images, held out of `train` if need be.
 
     A missing test split is replaced by the validation split and the other way round.
     """
     train, val, test = (records.get(split, []) for split in SPLITS)
-    if all(record.ignore.all() for record in train):
-        raise DataError(f"{source}: there is no training image with a box")
+    seen = {record.image for record in (*val, *test)}
+    own = [record for record in train if record.image not in seen]
+    if len(own) < len(train):
+        count, train = len(train) - len(own), own
+        notes += (f"left out {count} images of train, which other splits have, too",)
     held_out = not val and not test
     if held_out:
         # Variations of one image, as Roboflow names them, stay together.
-        names = [str(record.image).split(".rf.")[0] for record in train]
-        order = np.random.default_rng(0).permutation(list(dict.fromkeys(names)))
-        held = {*order[: max(1, round(HELD_OUT * len(order)))]}
+        names = [r.image.parent / r.image.name.split(".rf.")[0] for r in train]
+        unique = list(dict.fromkeys(names))
+        order = np.random.default_rng(0).permutation(len(unique))
+        held = {unique[k] for k in order[: max(1, round(HELD_OUT * len(order)))]}
         pairs = list(zip(train, names, strict=True))
         val = [record for record, name in pairs if name in held]
         train = [record for record, name in pairs if name not in held]
-        if all(record.ignore.all() for record in train):
-            raise DataError(f"{source}: at least two images with boxes are needed")
         notes += (f"no val or test split: {len(val)} images of train serve as both",)
     elif not test or not val:
         missing, used = ("test", "val") if not test else ("val", "test")
@@ -125,14 +138,21 @@ def read_voc(folder, skip=False):
     """Reads annotations in `Annotations/`, or else wherever in the folder they are.
 
     Their images are found by name, anywhere in the folder. The splits are lists,
-    `ImageSets/Main/{split}.txt`, or the folders that annotations are in. Difficult
-    objects become boxes to ignore. VOC counts pixels from one and names the first and
-    the last pixel inside a box, so an object from 1 to 10 covers 0 to 10.
+    `ImageSets/Main/{split}.txt`, or the folders that annotations or images are in.
+    Difficult objects become boxes to ignore. VOC counts pixels from one and names the
+    first and the last pixel inside a box, so an object from 1 to 10 covers 0 to 10.
     """
     folder = Path(folder).expanduser()
     named = [folder / name for name in ("Annotations", "annotations")]
     root = next((place for place in named if place.is_dir()), folder)
-    paths = sorted(p for p in root.rglob("[!.]*") if p.suffix.lower() == ".xml")
+    images, lists, paths = defaultdict(list), defaultdict(list), []
+    for file in _files(folder):
+        if file.suffix.lower() == ".xml" and root in file.parents:
+            paths.append(file)
+        elif file.parts[-3:-1] == ("ImageSets", "Main"):
+            lists[file.stem.lower()].append(file)
+        elif file.suffix.lower() in SUFFIXES:
+            images[file.stem].append(file)
     parsed, other, faults = {}, [], Faults()
     for path in paths:
         with faults.kept():
@@ -141,28 +161,31 @@ def read_voc(folder, skip=False):
             else:
                 other.append(path.name)
     if not parsed and not faults:
-        raise DataError(f"{folder}: there are no Annotations/*.xml and no other *.xml")
+        raise DataError(f"{root}: there are no annotations, *.xml")
     names = sorted({name for *_, objects in parsed.values() for _, name, _ in objects})
     classes = {name: i for i, name in enumerate(names)}
-    images = defaultdict(list)
-    for file in sorted(folder.rglob("[!.]*")):
-        if file.suffix.lower() in SUFFIXES:
-            images[file.stem].append(file)
     records = {}
     for path, (filename, said, objects) in parsed.items():
         objects = [(box, classes[name], hard, None) for box, name, hard in objects]
         with faults.kept():
-            image = _voc_image(path, filename, images)
+            image = _voc_image(folder, path, filename, images)
             records[path] = _record(path.name, image, said, objects, faults)
     notes = faults.judged(skip)
-    splits = _voc_splits(folder, root, records, paths)
+    splits = _voc_splits(folder, root, lists, records, paths)
     placed = {record.image for split in splits.values() for record in split}
     rest = [record for record in records.values() if record.image not in placed]
     if rest and splits.setdefault("train", rest) is not rest:
         notes += (f"left out {len(rest)} images, which are in no split",)
     if other:
         notes += (f"left out XML that is no annotation: {', '.join(other[:LISTED])}",)
-    return _split(folder, tuple(names), splits, notes)
+    return _split(tuple(names), splits, notes)
+
+
+def _files(folder):
+    """All files in a folder and below it, also behind links, in order."""
+    walk = os.walk(folder, followlinks=True)
+    found = (Path(place, name) for place, _, names in walk for name in names)
+    return sorted(file for file in found if not file.name.startswith("."))
 
 
 def _parse_xml(path):
@@ -184,7 +207,7 @@ def _parse_xml(path):
             box = (x1, y1, x1, y1) if empty else (x1 - 1, y1 - 1, x2, y2)
             difficult = item.findtext("difficult", "0").strip() == "1"
             objects.append((box, item.find("name").text.strip(), difficult))
-        said = [float(root.findtext(f"size/{side}") or 0) for side in SIDES]
+        said = [_number(root.findtext(f"size/{side}")) for side in SIDES]
         return root.findtext("filename", "").strip(), said, objects
     except (ParseError, defusedxml.DefusedXmlException) as error:
         raise DataError(f"{path}: malformed XML ({error})") from None
@@ -192,44 +215,74 @@ def _parse_xml(path):
         raise DataError(f"{path}: an object lacks its name or its box") from None
 
 
-def _voc_image(path, filename, images):
+def _split_of(path):
+    """The split that the folders of a path name, the outermost first, or None."""
+    for part in path.parts[:-1]:
+        words = {*re.split("[^a-z]+", part.lower())} - BESIDE
+        for split, names in SPLITS.items():
+            if words and words <= {*names}:
+                return split
+    return None
+
+
+def _voc_image(folder, path, filename, images):
     """The image of an annotation: named like it, else as it says; the nearest one."""
     name = Path(filename.replace("\\", "/")).name or f"{path.stem}.jpg"
-    found = images.get(path.stem) or images.get(Path(name).stem)
-    if not found:
+    split, around = _split_of(path.relative_to(folder)), {*path.parent.parts}
+    near = defaultdict(list)
+    for file in images.get(path.stem) or images.get(Path(name).stem, []):
+        below = file.relative_to(folder)
+        other = split and _split_of(below) not in (None, split)
+        if not other and not any(
+            word in str(below.parent).lower() for word in NOT_SEEN
+        ):
+            shared = len(around & {*file.parent.parts})
+            near[file.parent.name == "JPEGImages", shared, file.name == name].append(
+                file
+            )
+    if not near:
         raise DataError(f"{path}: there is no image {name} in the folder")
-    around = {*path.parent.parts, "JPEGImages", "images"}
-    near = [(len(around & {*file.parts}), file.name == name) for file in found]
-    return found[near.index(max(near))]
+    first, *more = near[max(near)]
+    if more:
+        raise DataError(f"{path}: which image is it, {first} or {more[0]}?")
+    return first
 
 
-def _voc_splits(folder, root, records, paths):
+def _voc_splits(folder, root, lists, records, paths):
     """The records of each split, as lists in `ImageSets/Main` or folders name them.
 
     `paths` are all annotations, readable or not.
     """
-    splits, main = {}, folder / "ImageSets" / "Main"
-    places = {path: path.relative_to(root).parent.as_posix() for path in paths}
+    splits, known = {}, defaultdict(set)
+    for path in paths:
+        known[path.stem].add(path)
+        known[path.relative_to(root).with_suffix("").as_posix()].add(path)
+    within = {path: _split_of(path.relative_to(folder)) for path in paths}
     for path, record in records.items():
-        places[path] += f" {record.image.relative_to(folder).parent}"
-    lists = {file.stem.lower(): file for file in sorted(main.glob("*.txt"))}
-    below = {path: path.relative_to(root).with_suffix("").as_posix() for path in paths}
-    known = {path.stem: path for path in paths} | {below[path]: path for path in paths}
+        within[path] = within[path] or _split_of(record.image.relative_to(folder))
     for split, names in SPLITS.items():
-        if file := next((lists[name] for name in names if name in lists), None):
-            lines = file.read_text(encoding="utf-8-sig").splitlines()
-            listed = []
-            for line in filter(None, map(str.strip, lines)):
-                tried = line, line.split()[0], Path(line).stem
-                if not (stems := [name for name in tried if name in known]):
-                    raise DataError(f"{file}: {line} has no Annotations/{line}.xml")
-                listed.append(known[stems[0]])
+        if files := next((lists[name] for name in names if name in lists), ()):
+            listed = [path for file in files for path in _listed(file, known)]
         else:
-            words = {p: re.split("[^a-z]+", x.lower()) for p, x in places.items()}
-            listed = [path for path in paths if {*names} & {*words[path]}]
+            listed = [path for path in paths if not lists and within[path] == split]
         if listed:
             splits[split] = [records[p] for p in dict.fromkeys(listed) if p in records]
     return splits
+
+
+def _listed(file, known):
+    """The annotations that a list names: by stems, or by paths with or without ends."""
+    for line in file.read_text(encoding="utf-8-sig").splitlines():
+        if not line.strip():
+            continue
+        tried = [line.strip(), *line.split()[:1]]
+        tried += [Path(name).with_suffix("").as_posix() for name in tried]
+        tried += [Path(name).stem for name in tried]
+        found = next((known[name] for name in tried if name in known), set())
+        if len(found) != 1:
+            what = "has no annotation" if not found else "is the name of several"
+            raise DataError(f"{file}: {line.strip()} {what}")
+        yield from found
 
 
 def read_coco(annotations, images=None, skip=False):
@@ -242,28 +295,31 @@ def read_coco(annotations, images=None, skip=False):
     images = Path(images).expanduser() if images else annotations.parent
     files = {"train": (annotations, images)}
     for split in ("val", "test"):
-        found = (p for p in _siblings(annotations, SPLITS[split]) if p.is_file())
-        if file := next(found, None):
-            places = (p for p in _siblings(images, SPLITS[split]) if p.is_dir())
-            files[split] = file, next(places, images)
+        for name in SPLITS[split]:
+            places = [place for place in _siblings(images, name) if place.is_dir()]
+            for file in _siblings(annotations, name):
+                if file != annotations and file.is_file():
+                    files.setdefault(split, (file, [*places, images][0]))
     splits, names, faults = {}, (), Faults()
     for split, (file, folder) in files.items():
         content = _parse_json(file)
         categories = _categories(file, content["categories"])
-        names = names or tuple(dict.fromkeys(categories.values()))
+        # By number, where ids are numbers.
+        order = sorted(categories, key=lambda key: (len(key), key))
+        names = names or tuple(dict.fromkeys(categories[key] for key in order))
         if unknown := {*categories.values()} - {*names}:
             raise DataError(
                 f"{file}: {annotations} has no {', '.join(sorted(unknown))}"
             )
         labels = {key: names.index(name) for key, name in categories.items()}
         splits[split] = _coco_records(file, content, labels, folder, faults)
-    return _split(annotations, names, splits, faults.judged(skip))
+    return _split(names, splits, faults.judged(skip))
 
 
 def _categories(file, entries):
     """The names of the categories by their ids."""
     try:
-        categories = {str(item["id"]): str(item["name"]) for item in entries}
+        categories = {_key(item["id"]): str(item["name"]) for item in entries}
     except (KeyError, TypeError):
         raise DataError(f"{file}: a category lacks its id or its name") from None
     if not entries or len(categories) < len(entries):
@@ -271,13 +327,17 @@ def _categories(file, entries):
     return categories
 
 
-def _siblings(path, names):
-    """`path` with the last one or two `train` in it replaced by each of the names."""
-    for name in names:
-        for old, new in (("train", name), ("Train", name.title())):
-            for k in (2, 1):
-                if (other := Path(new.join(str(path).rsplit(old, k)))) != path:
-                    yield other
+def _key(value):
+    """An id or a flag as text, the same for 1, 1.0 and "1"."""
+    whole = isinstance(value, float) and value.is_integer()
+    return str(int(value) if whole else value)
+
+
+def _siblings(path, name):
+    """A path with the last two, or the last, `train` in it replaced by a name."""
+    for count in (2, 1):
+        text = name.join(str(path).rsplit("train", count))
+        yield Path(name.title().join(text.rsplit("Train", count)))
 
 
 def _parse_json(path):
@@ -303,18 +363,18 @@ def _coco_records(file, content, labels, folder, faults):
             if not item.get("bbox", True):  # of an outline, or of all the image
                 faults.dropped[f"annotation {number} of {file.name}"] += 1
                 continue
-            label = labels[str(item["category_id"])]
-            crowd = str(item.get("iscrowd")) in ("1", "True")
+            label = labels[_key(item["category_id"])]
+            crowd = _key(item.get("iscrowd")) not in ("0", "False", "None", "")
             x, y, w, h = map(float, item["bbox"])
             one = ((x, y, x + w, y + h), label, crowd, item.get("segmentation"))
-            objects[str(item["image_id"])].append(one)
+            objects[_key(item["image_id"])].append(one)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             faults.append(f"{file}: annotation number {number} is faulty ({error!r})")
     try:
         for item in content["images"]:
-            said = [float(item.get(side) or 0) for side in SIDES]
-            images[str(item["id"])] = str(item["file_name"]), said
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+            said = [_number(item.get(side)) for side in SIDES]
+            images[_key(item["id"])] = str(item["file_name"]), said
+    except (AttributeError, KeyError, TypeError) as error:
         raise DataError(f"{file}: a faulty entry of `images` ({error!r})") from None
     if unknown := objects.keys() - images.keys():
         faults.append(f"{file}: boxes of unlisted images, ids {sorted(unknown)[:5]}")
@@ -328,7 +388,14 @@ def _coco_records(file, content, labels, folder, faults):
 
 def _coco_image(folder, name):
     """The image of this name, whatever folders of elsewhere stand before it."""
-    parts, near = Path(name.replace("\\", "/")).parts, folder.parent / "images"
-    ends = [Path(*parts[k:]) for k in range(len(parts))]
-    tried = [place / end for end in ends for place in (folder, folder / "images", near)]
-    return next((path for path in tried if path.is_file()), folder / name)
+    given = Path(name.replace("\\", "/"))
+    parts = [part for part in given.parts if part not in ("..", given.anchor)]
+    ends = [given, *(Path(*parts[k:]) for k in range(len(parts)))]
+    for end in ends:
+        for place in (folder, folder / "images", folder.parent / "images"):
+            if (place / end).is_file():
+                return place / end
+        # Its own folder is here, without it: one of this name elsewhere is another.
+        if end is not given and (folder / end.parts[0]).is_dir():
+            break
+    return folder / given
