@@ -31,6 +31,7 @@ import jaxiou
 from benchmarks.report import markdown
 
 from .detector import data
+from .detector.config import Config as Choices
 from .detector.digits import SIZE, digits
 from .detector.model import ConvNorm, Stage
 from .detector.records import DataError, Dataset
@@ -146,7 +147,7 @@ def photograph(split):
 def load(config):
     """The data set that `config.data` names."""
     if config.data != "digits":
-        return data.load(config)
+        return data.load(Choices(data=config.data))
     splits = {"train": config.digit_images, "test": TEST_DIGITS}
     train, test = (
         digits(split, count, 0, photograph(split), KINDS)
