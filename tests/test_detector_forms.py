@@ -218,6 +218,20 @@ def test_boxes_that_leave_their_images_are_told_of(tmp_path):
     assert note.startswith("2 of 4 boxes") and "[x, y, width, height]" in note
 
 
+def test_boxes_as_shares_of_their_images_are_refused(tmp_path):
+    path = tmp_path / "boxes.json"
+    coco(path, ("a.png", "b.png"))
+    content = json.loads(path.read_text())
+    for each in content["annotations"]:
+        each["bbox"] = [0.25, 0.5, 0.5, 0.5]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"boxes\.json: boxes are in pixels"):
+        readers.read_coco(path)
+    content["annotations"][0]["bbox"] = [0.25, 0.5, 1, 1]
+    path.write_text(json.dumps(content))
+    assert len(readers.read_coco(path).train) == 1
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [

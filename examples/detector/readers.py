@@ -36,7 +36,7 @@ class Faults(list):
 
     def __init__(self):
         self.dropped = defaultdict(int)
-        self.images = self.resized = self.boxes = self.beyond = 0
+        self.images = self.resized = self.boxes = self.beyond = self.farthest = 0
 
     @contextlib.contextmanager
     def kept(self):
@@ -46,8 +46,12 @@ class Faults(list):
         except DataError as error:
             self.append(str(error))
 
-    def judged(self, skip):
+    def judged(self, source, skip):
         """The notes of what is left out; raises unless faulty files may be skipped."""
+        if self.boxes and self.farthest <= 1:
+            raise DataError(
+                f"{source}: boxes are in pixels, and no box reaches beyond 1"
+            )
         more = [f"and {len(self) - LISTED} more"] if len(self) > LISTED else []
         lines = [*self[:LISTED], *more]
         if self and not skip:
@@ -89,6 +93,7 @@ def _record(source, image, said, objects, faults):
     faults.images += 1
     faults.resized += all(said) and tuple(said) != (height, width)
     faults.boxes += len(boxes)
+    faults.farthest = max(faults.farthest, boxes.max(initial=0))
     faults.beyond += int((abs(boxes - inside) > FAR_OUT * size).any(1).sum())
     labels = np.array([label for _, label, *_ in objects], np.int32)[keep]
     ignore = np.array([ignore for *_, ignore, _ in objects], bool)[keep]
@@ -170,7 +175,7 @@ def read_voc(folder, skip=False):
         with faults.kept():
             image = _voc_image(folder, path, filename, images)
             records[path] = _record(path.name, image, said, objects, faults)
-    notes = faults.judged(skip)
+    notes = faults.judged(folder, skip)
     splits = _voc_splits(folder, root, lists, records, paths)
     placed = {record.image for split in splits.values() for record in split}
     rest = [record for record in records.values() if record.image not in placed]
@@ -313,7 +318,7 @@ def read_coco(annotations, images=None, skip=False):
             )
         labels = {key: names.index(name) for key, name in categories.items()}
         splits[split] = _coco_records(file, content, labels, folder, faults)
-    return _split(names, splits, faults.judged(skip))
+    return _split(names, splits, faults.judged(annotations, skip))
 
 
 def _categories(file, entries):
