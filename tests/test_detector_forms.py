@@ -27,6 +27,7 @@ def arranged(folder, form, words):
         "Images/{stem}.JPG Annotations/{stem}.xml",
         "{stem}.jpeg {stem}.xml",
         "below/JPEGImages/{stem}.jpg below/Annotations/{stem}.xml",
+        "face_mask/images/{stem}.png face_mask/annotations/{stem}.xml",
     ],
 )
 def test_voc_without_splits(tmp_path, form):

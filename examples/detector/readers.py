@@ -21,7 +21,8 @@ SPLITS = {
     "test": ("test", "testing"),
 }
 BESIDE = {"", "set", "images", "image", "img", "annotations", "labels", "xml", "data"}
-NOT_SEEN = ("segmentation", "mask")  # pictures of labels, named like the photographs
+# Folders with pictures of labels, which are named like the photographs.
+NOT_SEEN = {"segmentationclass", "segmentationobject", "masks", "mask"}
 BOX_TAGS = ("xmin", "ymin", "xmax", "ymax")
 SIDES = ("height", "width")
 COCO_KEYS = ("images", "annotations", "categories")
@@ -237,14 +238,12 @@ def _voc_image(folder, path, filename, images):
     near = defaultdict(list)
     for file in images.get(path.stem) or images.get(Path(name).stem, []):
         below = file.relative_to(folder)
-        other = split and _split_of(below) not in (None, split)
-        if not other and not any(
-            word in str(below.parent).lower() for word in NOT_SEEN
-        ):
+        if split and _split_of(below) not in (None, split):
+            continue
+        if NOT_SEEN.isdisjoint(part.lower() for part in below.parts):
             shared = len(around & {*file.parent.parts})
-            near[file.parent.name == "JPEGImages", shared, file.name == name].append(
-                file
-            )
+            rank = file.parent.name == "JPEGImages", shared, file.name == name
+            near[rank].append(file)
     if not near:
         raise DataError(f"{path}: there is no image {name} in the folder")
     first, *more = near[max(near)]
